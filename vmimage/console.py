@@ -1,0 +1,133 @@
+"""Progress for people, JSON lines for machines, and the full log of the run.
+
+On a terminal a stage has a live line with a bar; elsewhere it prints a line when it starts, its steps as
+they come, and one when it ends. With `--json`, standard output carries one JSON object a line instead:
+`{"time": ISO 8601, "event": "start|step|end|result|error", "stage": …, …}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+log = logging.getLogger("vmimage")
+
+
+class Step:
+    """A stage at work: tells what it is doing now, and in the end what came of it."""
+
+    def __init__(self, emit: Callable[[str, str], None], progress: Progress | None, task: TaskID | None) -> None:
+        self._emit = emit
+        self._progress = progress
+        self._task = task
+        self.outcome = ""
+
+    def now(self, text: str) -> None:
+        """Say what is being done at this moment."""
+        self._emit("step", text)
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, note=escape(text))
+
+    def bar(self, label: str, total: int | None) -> Callable[[int], None]:
+        """Add a bar in bytes; the function returned sets how many are done."""
+        if not self._progress:
+            return lambda done: None
+        progress, task = self._progress, self._progress.add_task(f"  {label}", total=total, note="")
+        return lambda done: progress.update(task, completed=done)
+
+
+class Console:
+    """What one run prints, and its log file."""
+
+    def __init__(self, *, log_dir: Path | None = None, json_lines: bool = False) -> None:
+        self.log_dir = log_dir
+        self.json_lines = json_lines
+        self._rich = RichConsole(file=sys.stderr, highlight=False)
+        if log_dir:
+            log_dir.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(log_dir / "run.log", encoding="utf-8")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+            log.addHandler(handler)
+            log.setLevel(logging.DEBUG)
+            log.propagate = False
+
+    def event(self, event: str, **fields: object) -> None:
+        """Log an event, and print it as a JSON line when machines are listening."""
+        log.info("%s %s", event, json.dumps(fields, default=str, ensure_ascii=False))
+        if self.json_lines:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = json.dumps({"time": now, "event": event, **fields}, default=str, ensure_ascii=False)
+            print(line, flush=True)  # noqa: T201 - standard output is the interface here
+
+    def say(self, text: str = "", *, style: str = "") -> None:
+        """Print a line for people."""
+        log.info("%s", text)
+        if not self.json_lines:
+            self._rich.print(escape(text), style=style, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, what: str) -> Iterator[Step]:
+        """Show a stage while it works; one line with its time and outcome remains."""
+        self.event("start", stage=name, what=what)
+        live = self._rich.is_terminal and not self.json_lines
+        progress = _progress(self._rich) if live else None
+        task = progress.add_task(f"{name:<8}", total=None, note=escape(what)) if progress else None
+        if not live and not self.json_lines:
+            self._rich.print(f"{_clock()} {name:<8} {escape(what)}", soft_wrap=True)
+
+        def emit(event: str, text: str) -> None:
+            self.event(event, stage=name, what=text)
+            if not live and not self.json_lines:
+                self._rich.print(f"{_clock()} {name:<8}   {escape(text)}", soft_wrap=True)
+
+        step = Step(emit, progress, task)
+        started = time.monotonic()
+        good = False
+        try:
+            with progress or contextlib.nullcontext():
+                yield step
+            good = True
+        finally:
+            seconds = time.monotonic() - started
+            outcome = step.outcome if good else "failed"
+            self.event("end", stage=name, ok=good, seconds=round(seconds, 2), outcome=outcome)
+            if not self.json_lines:
+                mark = "[green]✔[/]" if good else "[red]✘[/]"
+                clock = "" if live else f"{_clock()} "
+                self._rich.print(f"{clock}{mark} {name:<8} {seconds:6.1f} s  {escape(outcome)}", soft_wrap=True)
+
+
+def _clock() -> str:
+    return datetime.now().astimezone().strftime("%H:%M:%S")
+
+
+def _progress(console: RichConsole) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+    )
+
+
+def human_bytes(count: float) -> str:
+    """Return a size for people: 1449 MiB, 0.6 GiB."""
+    for unit in ("B", "KiB"):
+        if count < 1 << 10:
+            return f"{count:.0f} {unit}"
+        count /= 1 << 10
+    return f"{count:.0f} MiB" if count < 10 << 10 else f"{count / (1 << 10):.1f} GiB"

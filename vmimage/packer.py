@@ -1,0 +1,78 @@
+"""Packer through packerpy, in a process of its own.
+
+`PackerClient.run` blocks, has no timeout and returns without waiting for the exit status; as a child in a PID
+namespace it can be killed with Packer, its plugins and their QEMU at any moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from packerpy import PackerClient
+
+from vmimage.host import tool_version, version_tuple
+from vmimage.render import render
+from vmimage.run import Completed, Confine, run
+
+PLUGINS_EXTERNAL_SINCE = (1, 11)
+# Packer's plugins listen on Unix sockets in its temporary folder; a socket's path has at most 107 bytes.
+LONGEST_TEMPORARY = 80
+
+
+def needs_plugins(packer_version: str) -> bool:
+    """Tell whether this Packer comes without the qemu plugin."""
+    return version_tuple(packer_version) >= PLUGINS_EXTERNAL_SINCE
+
+
+def write_plugins_file(templates: Path, folder: Path, packer_version: str) -> None:
+    """Render required_plugins beside the template, for those releases that understand it and need it."""
+    if needs_plugins(packer_version):
+        (folder / "plugins.pkr.hcl").write_text(render(templates / "plugins.pkr.hcl.j2", {}))
+
+
+def packer(
+    command: str,
+    folder: Path,
+    *args: str,
+    timeout: float,
+    on_line: Callable[[str], None] | None = None,
+) -> Completed:
+    """Run `packer COMMAND ARGS FOLDER` through packerpy and wait for it; a failure is returned, not raised.
+
+    Temporary files and Packer's own log go below `folder`.
+    """
+    env = {"CHECKPOINT_DISABLE": "1", "PACKER_NO_COLOR": "1", "PACKER_CACHE_DIR": str(folder / "cache")}
+    temporary = folder / "tmp"
+    if len(str(temporary)) <= LONGEST_TEMPORARY:
+        temporary.mkdir(exist_ok=True)
+        env |= {"TMPDIR": str(temporary), "PACKER_TMP_DIR": str(temporary)}
+    argv = [sys.executable, "-m", "vmimage.packer", command, str(folder), *args]
+    return run(argv, confine=Confine.TREE, env=env, cwd=Path(__file__).parent.parent, timeout=timeout, check=False, on_line=on_line)
+
+
+def plugins_ready(folder: Path, packer_version: str) -> bool:
+    """Tell whether the qemu plugin is installed where Packer needs it to be."""
+    if not needs_plugins(packer_version):
+        return True
+    found = run(["packer", "plugins", "required", folder], check=False)
+    installed = run(["packer", "plugins", "installed"], check=False)
+    return found.returncode == 0 and "hashicorp/qemu" in installed.output
+
+
+def main(command: str, folder: str, *args: str) -> int:
+    """Run inside the confined child: stream Packer's output to ours and return its exit status."""
+    logger = logging.getLogger("packer")
+    logger.setLevel(logging.INFO)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    process = PackerClient(folder, stream_file_dir=os.path.join(folder, "log"), log=logger).run(command, *args)  # noqa: PTH118
+    return process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

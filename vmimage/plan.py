@@ -1,0 +1,250 @@
+"""Spec + host facts -> Plan: what every stage will read, and the keys that name the results. Pure but for
+reading the project's own files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+from vmimage.errors import InputError
+from vmimage.spec import SEAL_STEP, Arch, Base, Image, Location, Pin, Spec, size_bytes
+from vmimage.store import stage_key
+
+# Raise when the code of a stage changes what it makes from the same inputs.
+BASE_EDITION = 1
+BAKE_EDITION = 1
+EXPORT_EDITION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One place to try for a file: a URL, a local path or a Python distribution, and the members inside it."""
+
+    kind: str
+    where: str
+    members: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " -> ".join([f"pip download {self.where}" if self.kind == "pypi" else self.where, *self.members])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PinnedFile:
+    """A third-party file for one architecture, and where to try for it, in order."""
+
+    name: str
+    version: str
+    arch: Arch
+    sha256: str
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """A stage that is cached by its inputs."""
+
+    stage: str
+    inputs: Mapping[str, object]
+    why: str
+
+    @property
+    def key(self) -> str:
+        """The key of the stage's result."""
+        return stage_key(self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that a build will do, decided before it starts.
+
+    Attributes:
+        steps: Scripts in provision/, in the order in which they run; the seal is the last.
+        packages: The packages of the base and of all components.
+        debian_mirrors: Lines for sources.list, or nothing for mmdebstrap's default.
+        versions: Pin name -> version, as the checks inside the image expect them.
+    """
+
+    name: str
+    image: Image
+    base: Base
+    files: tuple[PinnedFile, ...]
+    steps: tuple[str, ...]
+    packages: tuple[str, ...]
+    debian_mirrors: tuple[str, ...]
+    base_stage: StagePlan
+    bake_stage: StagePlan
+    export_stage: StagePlan
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {file.name: file.version for file in self.files}
+
+    @property
+    def disk_bytes(self) -> int:
+        """Virtual size of the exported disk."""
+        return size_bytes(self.image.disk)
+
+
+def make_plan(
+    spec: Spec,
+    name: str | None,
+    *,
+    project: Path,
+    mirrors: Sequence[str] = (),
+    debian_mirrors: Sequence[str] = (),
+    tools: Mapping[str, str],
+    today: date,
+) -> Plan:
+    """Decide what a build of an image will do.
+
+    Args:
+        mirrors: Directories or URLs that are tried before a pin's own locations.
+        debian_mirrors: Lines for sources.list; none for mmdebstrap's default.
+        tools: Versions of the host's tools, for those stages whose result depends on them.
+
+    Raises:
+        InputError: The image does not exist, or its disk is too small.
+    """
+    name, image = spec.image(name)
+    base = spec.bases[image.base]
+    components = [spec.components[component] for component in image.components]
+    if size_bytes(image.disk) < BASE_DISK_BYTES:
+        least = BASE_DISK_BYTES >> 30
+        raise InputError(f"images.{name}.disk: {image.disk} is less than {least} GiB", hint="give it more in images.yaml")
+    pins = dict.fromkeys(pin for component in components for pin in component.pins)
+    files = tuple(pinned_file(pin, spec.pins[pin], base.arch, mirrors, project) for pin in pins)
+    steps = (*(component.step for component in components if component.step), SEAL_STEP)
+    packages = tuple(dict.fromkeys([*base.packages, *(p for c in components for p in c.packages)]))
+
+    base_stage = StagePlan(
+        stage="base",
+        why=f"{base.suite}, {len(packages)} packages asked for, from {base.refresh} fresh lists",
+        inputs={
+            "edition": BASE_EDITION,
+            "suite": base.suite,
+            "arch": base.arch,
+            "packages": sorted(packages),
+            "period": period(base.refresh, today),
+            "mirrors": list(debian_mirrors),
+            "files": digests(project, [Path("provision/base.sh")]),
+            "tools": {tool: tools[tool] for tool in ("mmdebstrap", "mke2fs")},
+        },
+    )
+    bake_stage = StagePlan(
+        stage="bake",
+        why=f"{len(steps)} steps: {', '.join(step.removesuffix('.sh') for step in steps)}",
+        inputs={
+            "edition": BAKE_EDITION,
+            "base": base_stage.key,
+            "image": name,
+            "disk": size_bytes(image.disk),
+            "pins": {file.name: {"version": file.version, "sha256": file.sha256} for file in files},
+            "steps": list(steps),
+            "files": digests(project, bake_files(project, steps)),
+            "tools": {tool: tools[tool] for tool in ("packer",)},
+        },
+    )
+    export_stage = StagePlan(
+        stage="export",
+        why=", ".join(image.formats.names),
+        inputs={
+            "edition": EXPORT_EDITION,
+            "bake": bake_stage.key,
+            "formats": image.formats.model_dump(exclude_none=True),
+            "tools": {tool: tools[tool] for tool in ("qemu-img",)},
+        },
+    )
+    return Plan(
+        name=name,
+        image=image,
+        base=base,
+        files=files,
+        steps=steps,
+        packages=packages,
+        debian_mirrors=tuple(debian_mirrors),
+        base_stage=base_stage,
+        bake_stage=bake_stage,
+        export_stage=export_stage,
+    )
+
+
+# The root file system is made at this size (sparse) and grows at first boot to the disk it then has.
+BASE_DISK_BYTES = 8 << 30
+
+
+def period(refresh: str, today: date) -> str:
+    """Return the span of time for which a base is good: "2026-W48", "2026-11-23" or "always"."""
+    if refresh == "weekly":
+        year, week, _ = today.isocalendar()
+        return f"{year}-W{week:02}"
+    return today.isoformat() if refresh == "daily" else "always"
+
+
+def bake_files(project: Path, steps: Sequence[str]) -> list[Path]:
+    """Return the project's files that a bake reads, relative to the project."""
+    overlays = [project / "provision" / "files" / step.removesuffix(".sh") for step in steps]
+    overlay = sorted(path for folder in overlays for path in folder.rglob("*") if not path.is_dir())
+    templates = sorted((project / "packer").glob("*.j2"))
+    named = [project / "provision" / step for step in ("run-step", *steps)]
+    return [path.relative_to(project) for path in (*named, *overlay, *templates)]
+
+
+def digests(project: Path, paths: Sequence[Path]) -> dict[str, str]:
+    """Return path -> mode and SHA-256 of each file, or the target of a symbolic link.
+
+    Raises:
+        InputError: A file is missing.
+    """
+    found = {}
+    for path in paths:
+        full = project / path
+        try:
+            if full.is_symlink():
+                found[str(path)] = f"-> {full.readlink()}"
+            else:
+                executable = "x" if full.stat().st_mode & 0o100 else "-"
+                found[str(path)] = f"{executable} {hashlib.sha256(full.read_bytes()).hexdigest()}"
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}", hint="restore it with git") from error
+    return found
+
+
+def pinned_file(name: str, pin: Pin, arch: Arch, mirrors: Sequence[str], project: Path) -> PinnedFile:
+    """Resolve a pin for an architecture: mirrors first, then its own locations in order."""
+    own = [location for location in pin.locations if location.arch in (None, arch)]
+    sources = [source for mirror in mirrors for source in _mirror_sources(mirror, name, pin, arch, own)]
+    sources += [_source(location, pin.version, arch, project) for location in own]
+    unique = tuple(dict.fromkeys(sources))
+    return PinnedFile(name=name, version=pin.version, arch=arch, sha256=pin.sha256[arch], sources=unique)
+
+
+def _source(location: Location, version: str, arch: Arch, project: Path) -> Source:
+    members = tuple(member.format(version=version, arch=arch) for member in location.member)
+    if location.url:
+        url = location.url.format(version=quote(version, safe=""), arch=arch)
+        return Source(kind="url", where=url, members=members)
+    if location.path:
+        path = project / Path(location.path.format(version=version, arch=arch)).expanduser()
+        return Source(kind="path", where=str(path), members=members)
+    return Source(kind="pypi", where=str(location.pypi), members=members)
+
+
+def _mirror_sources(mirror: str, name: str, pin: Pin, arch: Arch, own: Sequence[Location]) -> list[Source]:
+    """A mirror holds files as PIN-VERSION-ARCH, or as upstream names them (archives with their members)."""
+    candidates: list[tuple[str, tuple[str, ...]]] = [(f"{name}-{pin.version}-{arch}", ())]
+    for location in own:
+        if location.url:
+            upstream = PurePosixPath(location.url.format(version=pin.version, arch=arch)).name
+            members = tuple(member.format(version=pin.version, arch=arch) for member in location.member)
+            candidates.append((upstream, members))
+    if "://" in mirror:
+        return [
+            Source(kind="url", where=f"{mirror.rstrip('/')}/{quote(file)}", members=members)
+            for file, members in candidates
+        ]
+    folder = Path(mirror).expanduser().absolute()
+    return [Source(kind="path", where=str(folder / file), members=members) for file, members in candidates]

