@@ -19,7 +19,3 @@ find /var/log -type f -delete
 rm -rf /tmp/* /var/tmp/*
 rm -f /root/.bash_history /root/.lesshst /root/.viminfo /home/*/.bash_history
 rm -rf /root/.cache /home/*/.cache
-
-# What is not to be in the image must not be on the disk either: give every free block back.
-sync
-fstrim /

@@ -18,7 +18,15 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 log = logging.getLogger("vmimage")
 
@@ -37,6 +45,15 @@ class Step:
         self._emit("step", text)
         if self._progress and self._task is not None:
             self._progress.update(self._task, note=escape(text))
+
+    def wait(self) -> None:
+        """Say that another process is making the same result."""
+        self.now("another process is making the same; waiting for it")
+
+    def reused(self, cached: bool) -> None:
+        """Say that a result was there already."""
+        if cached:
+            self.outcome = "unchanged, from the cache"
 
     def bar(self, label: str, total: int | None) -> Callable[[int], None]:
         """Add a bar in bytes; the function returned sets how many are done."""

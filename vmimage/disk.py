@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vmimage.errors import VerifyError
-from vmimage.run import run
+from vmimage.run import run, tail
 
 ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 """Partition type of an x86-64 root, see the Discoverable Partitions Specification."""
@@ -35,12 +35,35 @@ class RawDisk:
         return f"{self.path}?offset={starts[0] * table.get('sectorsize', 512)}"
 
     def dump(self, folder: str, to: Path) -> Path:
-        """Copy a folder of the root file system to the host; returns where it is (owners are not kept)."""
-        done = run(["debugfs", "-R", f'rdump "{folder}" "{to}"', self.root], error=VerifyError)
-        copy = to / Path(folder).name
-        if not copy.is_dir():
-            raise VerifyError(f"cannot read {folder} of {self.path}:\n{done.output}")
+        """Copy a folder of the root file system below `to`, under its own path; owners are not kept.
+
+        Raises:
+            VerifyError: It cannot be read, or was copied there before.
+        """
+        copy = to / folder.strip("/")
+        if not copy.is_relative_to(to) or ".." in copy.parts or copy.exists():
+            raise VerifyError(f"cannot copy {folder} of {self.path} to {copy}")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        output = self._debugfs(f'rdump "{folder}" "{copy.parent}"')
+        # debugfs exits with 0 whatever happens; as an ordinary user it also says that it cannot change owners.
+        said = [line for line in output.splitlines()[1:] if "changing ownership" not in line]
+        if said or not copy.is_dir():
+            raise VerifyError(f"cannot read {folder} of {self.path}:{tail(chr(10).join(said))}")
         return copy
+
+    def owner(self, offset: int) -> str:
+        """Return the path of the file that holds a byte of the disk; nothing for free space and outside the root."""
+        start = int(self.root.rsplit("=", 1)[1])
+        header = self._debugfs("show_super_stats -h")
+        size = re.search(r"^Block size:\s+(\d+)", header, re.MULTILINE)
+        if offset < start or not size:
+            return ""
+        inode = re.search(r"^\d+\s+(\d+)$", self._debugfs(f"icheck {(offset - start) // int(size[1])}"), re.MULTILINE)
+        path = re.search(r"^\d+\s+(/.*)$", self._debugfs(f"ncheck {inode[1]}"), re.MULTILINE) if inode else None
+        return path[1] if path else ""
+
+    def _debugfs(self, request: str) -> str:
+        return run(["debugfs", "-R", request, self.root], error=VerifyError).output
 
     def search(self, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, bytes]]:
         """Find a pattern in all allocated bytes of the disk: yields (offset, what matched)."""

@@ -72,7 +72,9 @@ def tool_version(program: str) -> str:
     if not shutil.which(program):
         package = next((tool.package for tool in tools() if tool.program == program), program)
         raise HostError(f"{program} is not installed", hint=f"run `./bootstrap`, or `apt-get install {package}`")
-    output = run([program, *VERSION_ARGUMENTS.get(program, ["--version"])], check=False, timeout=20, error=HostError).output
+    output = run(
+        [program, *VERSION_ARGUMENTS.get(program, ["--version"])], check=False, timeout=20, error=HostError
+    ).output
     return ".".join(map(str, version_tuple(output)))
 
 
@@ -98,7 +100,10 @@ def require(programs: Sequence[str]) -> dict[str, str]:
 def _examine(tool: Tool) -> Finding:
     if not tool.program:
         installed = run(["dpkg-query", "-W", "-f", "${Version}", tool.package], check=False)
-        good, state = installed.returncode == 0, installed.output if installed.returncode == 0 else "not installed"
+        good, state = (
+            installed.returncode == 0,
+            installed.output if installed.returncode == 0 else "not installed",
+        )
     elif not shutil.which(tool.program):
         good, state = False, "not installed"
     else:
@@ -131,7 +136,17 @@ def probe_accelerator(name: Accelerator) -> Completed:
     with TemporaryDirectory(prefix="vmimage-probe-") as folder:
         sector = Path(folder, "probe.img")
         sector.write_bytes(PROBE_SECTOR)
-        argv = ["qemu-system-x86_64", "-accel", name, "-machine", "pc", "-m", "64", "-nodefaults", "-no-user-config"]
+        argv = [
+            "qemu-system-x86_64",
+            "-accel",
+            name,
+            "-machine",
+            "pc",
+            "-m",
+            "64",
+            "-nodefaults",
+            "-no-user-config",
+        ]
         argv += ["-display", "none", "-drive", f"file={sector},format=raw,if=ide,readonly=off"]
         argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
         return run(argv, check=False, timeout=PROBE_SECONDS)
@@ -174,7 +189,11 @@ def find_accelerator(state: Path, override: str | None = None) -> Accelerator:
 
 # --- Firmware --------------------------------------------------------------------------------------------
 
-FIRMWARE_FOLDERS = (Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"), Path("/usr/local/share/qemu/firmware"))
+FIRMWARE_FOLDERS = (
+    Path("/etc/qemu/firmware"),
+    Path("/usr/share/qemu/firmware"),
+    Path("/usr/local/share/qemu/firmware"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +246,9 @@ def debian_mirrors(suite: str, override: str | None) -> list[str]:
         parts = [part.strip() for part in override.replace(";", "\n").splitlines() if part.strip()]
         for part in parts:
             if not part.startswith(("deb ", "http://", "https://", "file:", "copy:")):
-                raise InputError(f"--deb-mirror {part!r} is neither a URL nor a `deb …` line", hint="see README: mirrors")
+                raise InputError(
+                    f"--deb-mirror {part!r} is neither a URL nor a `deb …` line", hint="see README: mirrors"
+                )
         return [part if part.startswith("deb ") else f"deb {part} {suite} main" for part in parts]
     if not shutil.which("apt-get"):
         return []
@@ -264,7 +285,13 @@ def examine(cache_folder: Path, accelerator: str | None) -> Iterator[Finding]:
         state, good = str(find_uefi().code), True
     except HostError as error:
         state, good = error.message, False
-    yield Finding(subject="UEFI", good=good, state=state, why="boots the image as UEFI machines do", remedy="apt-get install ovmf")
+    yield Finding(
+        subject="UEFI",
+        good=good,
+        state=state,
+        why="boots the image as UEFI machines do",
+        remedy="apt-get install ovmf",
+    )
     free = shutil.disk_usage(cache_folder).free
     yield Finding(
         subject="disk",

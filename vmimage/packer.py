@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packerpy import PackerClient
 
-from vmimage.host import tool_version, version_tuple
+from vmimage.host import version_tuple
 from vmimage.render import render
 from vmimage.run import Completed, Confine, run
 
@@ -51,7 +51,15 @@ def packer(
         temporary.mkdir(exist_ok=True)
         env |= {"TMPDIR": str(temporary), "PACKER_TMP_DIR": str(temporary)}
     argv = [sys.executable, "-m", "vmimage.packer", command, str(folder), *args]
-    return run(argv, confine=Confine.TREE, env=env, cwd=Path(__file__).parent.parent, timeout=timeout, check=False, on_line=on_line)
+    return run(
+        argv,
+        confine=Confine.TREE,
+        env=env,
+        cwd=Path(__file__).parent.parent,
+        timeout=timeout,
+        check=False,
+        on_line=on_line,
+    )
 
 
 def plugins_ready(folder: Path, packer_version: str) -> bool:

@@ -15,7 +15,7 @@ from vmimage.spec import SEAL_STEP, Arch, Base, Image, Location, Pin, Spec, size
 from vmimage.store import stage_key
 
 # Raise when the code of a stage changes what it makes from the same inputs.
-BASE_EDITION = 1
+BASE_EDITION = 2
 BAKE_EDITION = 1
 EXPORT_EDITION = 1
 
@@ -114,7 +114,9 @@ def make_plan(
     components = [spec.components[component] for component in image.components]
     if size_bytes(image.disk) < BASE_DISK_BYTES:
         least = BASE_DISK_BYTES >> 30
-        raise InputError(f"images.{name}.disk: {image.disk} is less than {least} GiB", hint="give it more in images.yaml")
+        raise InputError(
+            f"images.{name}.disk: {image.disk} is less than {least} GiB", hint="give it more in images.yaml"
+        )
     pins = dict.fromkeys(pin for component in components for pin in component.pins)
     files = tuple(pinned_file(pin, spec.pins[pin], base.arch, mirrors, project) for pin in pins)
     steps = (*(component.step for component in components if component.step), SEAL_STEP)
@@ -145,7 +147,7 @@ def make_plan(
             "pins": {file.name: {"version": file.version, "sha256": file.sha256} for file in files},
             "steps": list(steps),
             "files": digests(project, bake_files(project, steps)),
-            "tools": {tool: tools[tool] for tool in ("packer",)},
+            "tools": {tool: tools[tool] for tool in ("packer", "qemu-img")},
         },
     )
     export_stage = StagePlan(

@@ -251,7 +251,7 @@ def _dangling(document: Document, project: Path) -> Iterator[Problem]:
     """Find names that point at nothing; on plain data, so that it also works in a file with other problems."""
     data = document.data
 
-    def get(*path: str | int) -> Any:  # noqa: ANN401 - untyped data is what this looks through
+    def get(*path: str | int) -> Any:
         node: Any = data
         for part in path:
             if isinstance(part, int):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import socket
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from vmimage.errors import VerifyError
 
 ATTEMPT_SECONDS = 15.0
+
+# Paramiko logs a traceback for every attempt that a booting guest does not answer.
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ def wait_for_ssh(port: int, user: str, key: Path, *, timeout: float, alive: Call
                 _, stdout, _ = client.exec_command("true", timeout=ATTEMPT_SECONDS)
                 if stdout.channel.recv_exit_status() == 0:
                     return time.monotonic() - started
-        except (OSError, EOFError, paramiko.SSHException, socket.timeout) as error:
+        except (TimeoutError, OSError, EOFError, paramiko.SSHException) as error:
             why = str(error) or type(error).__name__
         time.sleep(0.5)
     raise VerifyError(f"the machine did not answer ssh within {timeout:.0f} s (last: {why})")

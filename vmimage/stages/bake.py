@@ -19,14 +19,18 @@ from vmimage.console import Step
 from vmimage.disk import RawDisk
 from vmimage.errors import BuildError, FetchError, HostError
 from vmimage.host import Accelerator, tool_version
+from vmimage.machine import qemu_value
 from vmimage.packer import packer, plugins_ready, write_plugins_file
 from vmimage.plan import Plan
 from vmimage.render import render
 from vmimage.run import Confine, run, tail
-from vmimage.ssh import make_key
+from vmimage.ssh import KeyPair, make_key
 from vmimage.store import disk_use, sha256_file
 
 DISK = "disk.raw"
+OVERLAY = "overlay.qcow2"
+PAYLOAD = "payload.img"
+SERIAL = "serial.log"
 PAYLOAD_MOUNT = "/run/vmimage"
 PAYLOAD_LABEL = "payload"
 PAYLOAD_SLACK = 64 << 20
@@ -65,7 +69,10 @@ def qemu_arguments(
         ("-device", "virtio-net-pci,netdev=user.0"),
         ("-device", "virtio-rng-pci"),
         ("-device", "virtio-blk-pci,drive=payload"),
-        ("-blockdev", f"driver=raw,node-name=payload,read-only=on,file.driver=file,file.filename={qemu_value(payload)}"),
+        (
+            "-blockdev",
+            f"driver=raw,node-name=payload,read-only=on,file.driver=file,file.filename={qemu_value(payload)}",
+        ),
         ("-serial", f"file:{serial}"),
         ("-smbios", f"type=11,value=io.systemd.credential.binary:ssh.authorized_keys.root={key}"),
         ("-vga", "none"),
@@ -73,9 +80,34 @@ def qemu_arguments(
     ]
 
 
-def qemu_value(path: Path) -> str:
-    """Quote a path inside one of QEMU's comma-separated options."""
-    return str(path).replace(",", ",,")
+def packer_values(
+    plan: Plan, base: Path, folder: Path, output: Path, key: KeyPair, accelerator: Accelerator
+) -> dict[str, object]:
+    """Return what packer/image.pkr.hcl.j2 is rendered with; pure.
+
+    Args:
+        folder: Holds the overlay and the payload disk, and takes the serial log.
+    """
+    return {
+        "overlay": str(folder / OVERLAY),
+        "output_directory": str(output),
+        "disk_name": OVERLAY,
+        "accelerator": accelerator,
+        "cpus": CPUS,
+        "memory_mib": MEMORY_MIB,
+        "private_key": str(key.private),
+        "ssh_timeout": SSH_TIMEOUT,
+        "payload": PAYLOAD_MOUNT,
+        "steps": plan.steps,
+        "qemuargs": qemu_arguments(
+            kernel=base / "vmlinuz",
+            initrd=base / "initrd.img",
+            payload=folder / PAYLOAD,
+            serial=folder / SERIAL,
+            public_key=key.public,
+            accelerator=accelerator,
+        ),
+    }
 
 
 def make_bake(
@@ -93,30 +125,10 @@ def make_bake(
     folder = work / "packer"
     folder.mkdir()
     key = make_key(folder)
-    serial = folder / "serial.log"
-    payload = folder / "payload.img"
     step.now("write the payload disk")
-    write_payload(plan, files, folder / "payload", payload)
-    values = {
-        "base_disk": str(base / DISK),
-        "output_directory": str(work / "output"),
-        "disk_name": DISK,
-        "accelerator": accelerator,
-        "cpus": CPUS,
-        "memory_mib": MEMORY_MIB,
-        "private_key": str(key.private),
-        "ssh_timeout": SSH_TIMEOUT,
-        "payload": PAYLOAD_MOUNT,
-        "steps": plan.steps,
-        "qemuargs": qemu_arguments(
-            kernel=base / "vmlinuz",
-            initrd=base / "initrd.img",
-            payload=payload,
-            serial=serial,
-            public_key=key.public,
-            accelerator=accelerator,
-        ),
-    }
+    write_payload(plan, files, folder / "payload", folder / PAYLOAD)
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base / DISK, "-F", "raw", folder / OVERLAY])
+    values = packer_values(plan, base, folder, work / "output", key, accelerator)
     (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
     _prepare_plugins(folder, step)
 
@@ -124,10 +136,10 @@ def make_bake(
     position = _Position(step)
     done = packer("build", folder, "-color=false", timeout=TIMEOUT_SECONDS, on_line=position.read)
     if done.returncode:
-        raise _failure(position, done.output, serial)
+        raise _failure(position, done.output, folder / SERIAL)
     disk = work / DISK
-    (work / "output" / DISK).rename(disk)
-    step.now("check the disk")
+    step.now("flatten and check the disk")
+    run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", work / "output" / OVERLAY, disk])
     seal_disk(disk, plan.disk_bytes)
     for leftover in (folder, work / "output"):
         shutil.rmtree(leftover)
@@ -204,7 +216,22 @@ def write_payload(plan: Plan, files: Mapping[str, Path], folder: Path, image: Pa
     (folder / "release.json").write_text(json.dumps(release_facts(plan), indent=2) + "\n")
     (folder / "env").write_text(environment(plan))
     size = disk_use(folder) * 11 // 10 + PAYLOAD_SLACK
-    argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", PAYLOAD_LABEL, "-d", folder, image]
+    argv = [
+        "mke2fs",
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-O",
+        "^has_journal",
+        "-m",
+        "0",
+        "-L",
+        PAYLOAD_LABEL,
+        "-d",
+        folder,
+        image,
+    ]
     run([*argv, f"{size // 1024}k"], confine=Confine.FAKE_ROOT)
     shutil.rmtree(folder)
 
@@ -232,12 +259,15 @@ def environment(plan: Plan) -> str:
 
 
 def seal_disk(disk: Path, size: int) -> None:
-    """Check the root file system, give the disk its final size and move the backup GPT to its end.
+    """Check the root file system, drop what its free blocks still hold, give the disk its final size.
 
     Raises:
         BuildError: The file system has errors.
     """
-    run(["e2fsck", "-fn", RawDisk(disk).root])
+    root = RawDisk(disk).root
+    # Twice: e2fsck discards nothing in a run in which it changed anything, be it the order of a directory.
+    run(["e2fsck", "-fy", root])
+    run(["e2fsck", "-fy", "-E", "discard", root])
     with disk.open("r+b") as file:
         file.truncate(size)
     run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", "--relocate", "gpt-bak-std", disk])

@@ -93,7 +93,8 @@ def write_disk(disk: Path, tree: Path) -> None:
     # sfdisk reads its script from standard input only; the shell adds nothing but the redirection.
     run(["sh", "-c", 'exec sfdisk --quiet --no-reread --no-tell-kernel "$1" < "$2"', "sh", disk, script])
     script.unlink()
-    esp = ["mkfs.vfat", "-F", "32", "-n", "ESP", "--offset", str(ESP_START // SECTOR)]
+    # One sector a cluster: with fewer than 65525 clusters it would not be FAT32 to firmware, whatever it says.
+    esp = ["mkfs.vfat", "-F", "32", "-s", "1", "-n", "ESP", "--offset", str(ESP_START // SECTOR)]
     run([*esp, disk, str(ESP_SIZE // 1024)])
     # fake root: the files of `tree` belong to subordinate users, whom only the namespace shows as root and co.
     run(

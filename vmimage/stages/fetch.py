@@ -95,7 +95,9 @@ def _fetch(file: PinnedFile, store: Store, step: Step) -> None:
                 actual = sha256_file(got)
                 if actual != file.sha256:
                     _partial(source, file, store).unlink(missing_ok=True)
-                    raise _UnavailableError(f"wrong content, refused\n        pinned {file.sha256}\n        served {actual}")
+                    raise _UnavailableError(
+                        f"wrong content, refused\n        pinned {file.sha256}\n        served {actual}"
+                    )
                 store.publish(got, stored_path(file, store))
                 return
             except (_UnavailableError, VmimageError, OSError) as error:

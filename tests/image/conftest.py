@@ -1,0 +1,71 @@
+"""These checks run on a built image, by `invoke verify` and by every build; never on the machine they are started on."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from vmimage.disk import RawDisk
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--context", help="JSON file that `invoke verify` writes: the machine, and what the image should be"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--context"):
+        raise pytest.UsageError("tests/image checks built images: run `invoke verify FILE`")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known of the image and of the machine it was booted in."""
+
+    values: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.values[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def version(self, pin: str) -> str:
+        """The version of a pin that this image was built with."""
+        return str(self.facts["versions"][pin])
+
+
+@pytest.fixture(scope="session")
+def context(pytestconfig: pytest.Config) -> Context:
+    """What the image should be."""
+    return Context(json.loads(Path(pytestconfig.getoption("--context")).read_text()))
+
+
+@pytest.fixture
+def root(host: Host) -> Iterator[Host]:
+    """The machine, with commands run as root."""
+    with host.sudo():
+        yield host
+
+
+@pytest.fixture(scope="session")
+def disk(context: Context) -> RawDisk:
+    """The image as a raw disk, as it was exported and never booted."""
+    return RawDisk(Path(context.raw_disk))
+
+
+@pytest.fixture(scope="session")
+def tree(disk: RawDisk) -> Iterator[Path]:
+    """The folders of the exported disk in which traces stay, copied to this host."""
+    with tempfile.TemporaryDirectory(prefix="vmimage-tree-") as folder:
+        for name in ("/etc", "/var/log", "/var/lib", "/var/cache", "/root", "/home", "/tmp"):  # noqa: S108
+            disk.dump(name, Path(folder))
+        yield Path(folder)

@@ -1,0 +1,88 @@
+"""What every image must do in every machine: boot, grow, reach the network, answer keys only, be its own clone."""
+
+from __future__ import annotations
+
+import json
+
+import paramiko
+import pytest
+from testinfra.host import Host
+
+from .conftest import Context
+
+
+def test_booted_with_the_firmware_of_the_machine(host: Host, context: Context) -> None:
+    assert host.file("/sys/firmware/efi").exists == (context.firmware == "uefi")
+
+
+def test_answered_ssh(context: Context, record_property: pytest.FixtureRequest) -> None:
+    record_property("seconds_to_ssh", context.seconds_to_ssh)  # type: ignore[operator]
+    assert context.seconds_to_ssh > 0
+
+
+def test_says_what_it_is(host: Host, context: Context) -> None:
+    assert json.loads(host.file("/etc/vmimage/release.json").content_string) == context.facts
+
+
+def test_no_failed_unit(root: Host) -> None:
+    state = root.run("systemctl is-system-running --wait").stdout.strip()
+    failed = root.run("systemctl --failed --no-legend --plain").stdout
+    assert (state, failed) == ("running", ""), root.run("journalctl -p err -b --no-pager | tail -20").stdout
+
+
+def test_root_has_grown_to_the_disk(root: Host, context: Context) -> None:
+    partition = root.check_output("findmnt -no SOURCE /")
+    disk = int(root.check_output(f"lsblk -bdno SIZE /dev/$(lsblk -no PKNAME {partition})"))
+    file_system = int(root.check_output("df -B1 --output=size / | tail -1"))
+    # ext4 keeps some of a file system for its own tables.
+    assert disk > context.grown_by
+    assert file_system > 0.95 * disk
+
+
+def test_address_by_dhcp(host: Host) -> None:
+    # A machine under verification reaches nothing outside, so there is no default route to look for.
+    links = json.loads(host.check_output("ip -json -4 address show scope global"))
+    leases = [address for link in links for address in link["addr_info"] if address.get("dynamic")]
+    assert len(leases) == 1, links
+
+
+def test_hostname_of_the_seed(host: Host, context: Context) -> None:
+    assert host.check_output("hostname") == context.hostname
+
+
+def test_sudo_without_password(host: Host) -> None:
+    assert host.check_output("sudo -n id -u") == "0"
+
+
+@pytest.mark.parametrize("user", ["dev", "root"])
+def test_ssh_offers_keys_only(context: Context, user: str) -> None:
+    with paramiko.Transport(("127.0.0.1", context.port)) as transport:
+        transport.start_client(timeout=60)
+        with pytest.raises(paramiko.BadAuthenticationType) as refused:
+            transport.auth_none(user)
+        assert refused.value.allowed_types == ["publickey"]
+
+
+@pytest.mark.parametrize("user", ["dev", "root"])
+@pytest.mark.parametrize("password", ["", "dev", "root", "debian", "password", "vagrant", "packer"])
+def test_no_password_works_over_ssh(context: Context, user: str, password: str) -> None:
+    with paramiko.Transport(("127.0.0.1", context.port)) as transport:
+        transport.start_client(timeout=60)
+        with pytest.raises(paramiko.AuthenticationException):
+            transport.auth_password(user, password)
+
+
+def test_identity_differs_from_every_other_clone(root: Host, context: Context) -> None:
+    machine_id = root.check_output("cat /etc/machine-id")
+    host_keys = set(root.check_output("cat /etc/ssh/ssh_host_*_key.pub").splitlines())
+    assert len(machine_id) == 32
+    assert host_keys
+    for sibling in context.siblings:
+        assert sibling, "another machine of this verification did not come up"
+        assert sibling["machine-id"] != machine_id
+        assert not host_keys & set(sibling["host-keys"].splitlines())
+
+
+def test_console_logs_dev_in(root: Host) -> None:
+    assert root.run("pgrep -u dev -t tty1 bash").rc == 0
+    assert root.run("pgrep -u dev -t ttyS0 bash").rc == 0

@@ -1,0 +1,187 @@
+"""A QEMU guest as a context manager: hardware, throwaway overlay, seed, serial log, screenshot."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import pycdlib
+import yaml
+from qemu.qmp.legacy import QEMUMonitorProtocol
+from qemu.qmp.protocol import ConnectError
+from qemu.qmp.qmp_client import ExecuteError
+
+from vmimage.errors import HostError, VerifyError
+from vmimage.host import Accelerator, find_uefi
+from vmimage.run import run, spawn
+
+FirmwareName = Literal["bios", "uefi"]
+FIRMWARES: tuple[FirmwareName, ...] = ("bios", "uefi")
+
+QMP_SECONDS = 30.0
+FIRST_FD = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The virtual hardware a guest is given.
+
+    Attributes:
+        memory: MiB.
+        forwards: Guest port -> port on this host's loopback; 0 lets the kernel choose a free one.
+        restrict: The guest reaches nothing outside; only the forwards go in.
+    """
+
+    firmware: FirmwareName = "bios"
+    accelerator: Accelerator
+    cpus: int = 2
+    memory: int = 2048
+    forwards: Mapping[int, int]
+    restrict: bool = True
+
+
+def write_seed(path: Path, *, public_keys: Sequence[str], hostname: str, instance_id: str) -> None:
+    """Write a NoCloud seed: an ISO labelled `cidata` that gives the default user these ssh keys.
+
+    Source: https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html
+    """
+    meta = {"instance-id": instance_id, "local-hostname": hostname}
+    user = {"ssh_authorized_keys": list(public_keys)}
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
+    for name, text in (
+        ("meta-data", yaml.safe_dump(meta)),
+        ("user-data", "#cloud-config\n" + yaml.safe_dump(user)),
+    ):
+        data = text.encode()
+        short = f"/{name.replace('-', '').upper()[:8]}.;1"
+        iso.add_fp(BytesIO(data), len(data), short, rr_name=name, joliet_path=f"/{name}")
+    iso.write(str(path))
+    iso.close()
+
+
+def make_overlay(disk: Path, disk_format: str, overlay: Path, *, grow_by: int = 0) -> None:
+    """Make a qcow2 that takes all writes to a disk, and may be larger than it.
+
+    Args:
+        grow_by: Bytes by which the guest's disk is larger than the file's.
+    """
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.absolute(), "-F", disk_format, overlay])
+    if grow_by:
+        run(["qemu-img", "resize", "-q", "-f", "qcow2", overlay, f"+{grow_by}"])
+
+
+def qemu_command(hardware: Hardware, *, disk: Path, seed: Path, serial: Path, folder: Path, qmp_fd: int) -> list[str]:
+    """Return the QEMU command of a machine; copies the UEFI variables into `folder`."""
+    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in hardware.forwards.items())
+    restrict = ",restrict=on" if hardware.restrict else ""
+    command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-name", "vmimage"]
+    command += ["-machine", "q35", "-accel", hardware.accelerator]
+    command += ["-cpu", "host" if hardware.accelerator == "kvm" else "max"]
+    command += ["-smp", str(hardware.cpus), "-m", str(hardware.memory)]
+    command += ["-display", "none", "-vga", "std", "-device", "virtio-rng-pci"]
+    command += ["-serial", f"file:{serial}"]
+    command += ["-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"]
+    command += ["-netdev", f"user,id=net0{restrict}{forwards}", "-device", "virtio-net-pci,netdev=net0"]
+    command += ["-drive", f"file={qemu_value(disk)},format=qcow2,if=none,id=root,discard=unmap"]
+    command += ["-device", "virtio-blk-pci,drive=root,bootindex=1"]
+    command += ["-drive", f"file={qemu_value(seed)},format=raw,if=none,id=seed,readonly=on"]
+    command += ["-device", "virtio-blk-pci,drive=seed"]
+    if hardware.firmware == "uefi":
+        firmware = find_uefi()
+        variables = folder / "uefi-variables.fd"
+        shutil.copyfile(firmware.variables, variables)
+        command += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={qemu_value(firmware.code)}"]
+        command += ["-drive", f"if=pflash,format=raw,unit=1,file={qemu_value(variables)}"]
+    return command
+
+
+def qemu_value(path: Path) -> str:
+    """Quote a path inside one of QEMU's comma-separated options."""
+    return str(path).replace(",", ",,")
+
+
+class Machine:
+    """A running guest."""
+
+    def __init__(self, process: subprocess.Popen[str], monitor: QEMUMonitorProtocol, serial: Path) -> None:
+        self._process = process
+        self._monitor = monitor
+        self.serial = serial
+
+    def alive(self) -> bool:
+        """Tell whether QEMU still runs."""
+        return self._process.poll() is None
+
+    def wait(self) -> int:
+        """Wait until QEMU ends (the guest was shut down); returns its exit status."""
+        return self._process.wait()
+
+    def port(self, guest_port: int) -> int:
+        """Return the port on this host's loopback that leads to a port of the guest."""
+        table = str(self._monitor.cmd("human-monitor-command", **{"command-line": "info usernet"}))
+        for line in table.splitlines():
+            # "  TCP[HOST_FORWARD]  12   127.0.0.1 45123   10.0.2.15    22     0     0"
+            match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)", line)
+            if match and int(match[2]) == guest_port:
+                return int(match[1])
+        raise VerifyError(f"QEMU forwards no port to {guest_port}:\n{table}")
+
+    def screenshot(self, path: Path) -> bool:
+        """Write the guest's screen as a PNG; returns whether that could be done."""
+        try:
+            self._monitor.cmd("screendump", filename=str(path), format="png")
+        except (ExecuteError, OSError, EOFError):
+            return False
+        return True
+
+    def console_tail(self, lines: int = 25) -> str:
+        """Return the end of what the guest wrote to its serial console, without control sequences."""
+        text = self.serial.read_text(errors="replace") if self.serial.exists() else ""
+        plain = re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-Z0-9])|[^\n\x20-\x7e]", "", text)
+        return "\n".join([line for line in plain.splitlines() if line.strip()][-lines:])
+
+
+@contextlib.contextmanager
+def start(hardware: Hardware, *, disk: Path, seed: Path, folder: Path) -> Iterator[Machine]:
+    """Start a guest; it is killed at the end of the `with` block, if it still runs.
+
+    Args:
+        disk: A qcow2 overlay; it is written to.
+        folder: Where the serial log, QEMU's messages and the UEFI variables go.
+
+    Raises:
+        HostError: QEMU did not start.
+    """
+    serial = folder / "serial.log"
+    messages = folder / "qemu.log"
+    ours, theirs = socket.socketpair()
+    with contextlib.ExitStack() as stack:
+        stack.callback(ours.close)
+        command = qemu_command(hardware, disk=disk, seed=seed, serial=serial, folder=folder, qmp_fd=theirs.fileno())
+        process = stack.enter_context(spawn(command, output=messages, pass_fds=[theirs.fileno()]))
+        theirs.close()
+        monitor = QEMUMonitorProtocol(ours)
+        try:
+            monitor.settimeout(QMP_SECONDS)
+            monitor.connect()
+        except (OSError, EOFError, ConnectError, TimeoutError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=2)
+            said = messages.read_text(errors="replace").strip()
+            raise HostError(f"QEMU did not start: {said or error}", hint="run `invoke doctor`") from error
+        stack.callback(_close, monitor)
+        yield Machine(process, monitor, serial)
+
+
+def _close(monitor: QEMUMonitorProtocol) -> None:
+    with contextlib.suppress(OSError, EOFError):
+        monitor.close()

@@ -1,0 +1,317 @@
+"""The pipeline: `build_image` is the checklist of the stages, in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from vmimage import PROJECT, host
+from vmimage.console import Console, human_bytes
+from vmimage.disk import RawDisk
+from vmimage.errors import HostError, InputError
+from vmimage.machine import FIRMWARES
+from vmimage.plan import Plan, StagePlan, digests, make_plan
+from vmimage.run import run
+from vmimage.spec import load_spec
+from vmimage.stages import release as releasing
+from vmimage.stages.bake import DISK, make_bake, release_facts
+from vmimage.stages.base import PACKAGES, make_base
+from vmimage.stages.export import make_export
+from vmimage.stages.fetch import fetch, stored
+from vmimage.stages.release import Release, find_release, make_release
+from vmimage.stages.verify import VERDICT, Subject, image_facts, test_files, verify
+from vmimage.store import Result, Store
+
+VERIFY_EDITION = 1
+BUILD_TOOLS = (
+    "packer",
+    "qemu-system-x86_64",
+    "qemu-img",
+    "mmdebstrap",
+    "sfdisk",
+    "mkfs.vfat",
+    "mke2fs",
+    "unshare",
+)
+PLAN_TOOLS = ("packer", "qemu-img", "mmdebstrap", "mke2fs")
+KEPT_LOGS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user chose for one run; from arguments, else from the environment (README: settings)."""
+
+    cache: Path
+    dist: Path
+    mirrors: tuple[str, ...] = ()
+    debian_mirror: str | None = None
+    accelerator: str | None = None
+    spec: Path = PROJECT / "images.yaml"
+
+
+def plan_image(name: str | None, options: Options) -> Plan:
+    """Decide what a build would do; starts nothing but questions to tools."""
+    spec = load_spec(options.spec)
+    name, image = spec.image(name)
+    return make_plan(
+        spec,
+        name,
+        project=PROJECT,
+        mirrors=options.mirrors,
+        debian_mirrors=host.debian_mirrors(spec.bases[image.base].suite, options.debian_mirror),
+        tools=host.require(PLAN_TOOLS),
+        today=date.today(),  # noqa: DTZ011 - the user's day
+    )
+
+
+def build_image(name: str | None, options: Options, store: Store, console: Console) -> Release:
+    """Build, verify and release an image; stages that are done already are not repeated.
+
+    Raises:
+        VmimageError: A stage failed; what earlier stages made stays.
+    """
+    plan = plan_image(name, options)
+    tools = host.require(BUILD_TOOLS)
+    firmware = host.find_uefi()
+    accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+    check_free_space(store.root)
+    console.say(f"{plan.name}: {plan.image.summary} (accelerator {accelerator}, cache {store.root})")
+    removed = [*store.sweep(), *releasing.sweep(options.dist)]
+    if removed:
+        console.say(f"removed what a killed run left: {', '.join(removed)}")
+
+    with console.stage("fetch", f"{len(plan.files)} pinned files") as step:
+        files = fetch(plan.files, store, step)
+
+    with console.stage("base", plan.base_stage.why) as step:
+        base = store.get_or_make(
+            "base", plan.base_stage.inputs, lambda work: make_base(plan, work, step), on_wait=step.wait
+        )
+        step.reused(base.cached)
+
+    with console.stage("bake", plan.bake_stage.why) as step:
+        bake = store.get_or_make(
+            "bake",
+            plan.bake_stage.inputs,
+            lambda work: make_bake(plan, base.path, files, work, accelerator, step),
+            on_wait=step.wait,
+        )
+        step.reused(bake.cached)
+
+    with console.stage("export", plan.export_stage.why) as step:
+        export = store.get_or_make(
+            "export",
+            plan.export_stage.inputs,
+            lambda work: make_export(plan, bake.path / DISK, work, step),
+            on_wait=step.wait,
+        )
+        step.reused(export.cached)
+
+    file = exported(export)
+    with console.stage("verify", f"boots {file['name']} as {' and '.join(FIRMWARES)}") as step:
+        subject = Subject(
+            file=export.path / str(file["name"]),
+            format="qcow2",
+            facts=release_facts(plan),
+            memory=plan.image.machine.memory,
+            cpus=plan.image.machine.cpus,
+            build_key=str(bake.meta["build_key"]),
+        )
+        keep = console.log_dir / "verify" if console.log_dir else None
+        inputs = verify_inputs(plan, str(file["sha256"]), tools, str(firmware.code))
+        verified = store.get_or_make(
+            "verify",
+            inputs,
+            lambda work: verify(subject, work, accelerator, step, keep=keep),
+            on_wait=step.wait,
+        )
+        step.reused(verified.cached)
+
+    with console.stage("release", str(options.dist)) as step:
+        verdict = json.loads((verified.path / VERDICT).read_text())
+        done = find_release(options.dist, plan.name, plan.export_stage.key)
+        if done and done.manifest["files"]["qcow2"]["sha256"] == file["sha256"] == verdict["sha256"]:
+            releasing.require_verdict(verdict, done.disk)
+            step.outcome = f"{done.version} is released already"
+        else:
+            stages = {"base": base, "bake": bake, "export": export, "verify": verified}
+            done = make_release(
+                plan,
+                export=export.path,
+                files=export.meta["files"],  # type: ignore[arg-type]
+                verdict=verdict,
+                manifest=manifest(plan, stages, tools),
+                dist=options.dist,
+                today=date.today(),  # noqa: DTZ011 - the user's day
+            )
+            step.outcome = f"{done.path} ({human_bytes(done.disk.stat().st_size)})"
+    return done
+
+
+def exported(export: Result) -> Mapping[str, object]:
+    """Return name, bytes and SHA-256 of the exported qcow2."""
+    files = export.meta["files"]
+    assert isinstance(files, dict)  # noqa: S101 - written by the export stage
+    file = files["qcow2"]
+    assert isinstance(file, dict)  # noqa: S101
+    return file
+
+
+def verify_inputs(plan: Plan, digest: str, tools: Mapping[str, str], firmware: str) -> dict[str, object]:
+    """Return what a verdict depends on: the bytes, the checks, and the machines."""
+    checks = ["conftest.py", "test_hygiene.py", *test_files(release_facts(plan))]
+    return {
+        "edition": VERIFY_EDITION,
+        "sha256": digest,
+        "facts": release_facts(plan),
+        "machine": plan.image.machine.model_dump(),
+        "firmware": firmware,
+        "files": digests(PROJECT, [Path("tests/image") / name for name in checks]),
+        "tools": {"qemu-system-x86_64": tools["qemu-system-x86_64"]},
+    }
+
+
+def manifest(plan: Plan, stages: Mapping[str, Result], tools: Mapping[str, str]) -> dict[str, object]:
+    """Return what a release says of how it was made."""
+    return {
+        "summary": plan.image.summary,
+        "arch": plan.base.arch,
+        "suite": plan.base.suite,
+        "disk_bytes": plan.disk_bytes,
+        "machine": plan.image.machine.model_dump(),
+        "components": list(plan.image.components),
+        "released": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(),
+        "pins": {file.name: {"version": file.version, "sha256": file.sha256} for file in plan.files},
+        "packages": json.loads((stages["base"].path / PACKAGES).read_text()),
+        "tools": {**tools, "python": platform.python_version()},
+        "host": {"system": platform.platform(), "cpus": os.cpu_count()},
+        "build_key": stages["bake"].meta["build_key"],
+        "stages": {
+            name: {
+                "key": result.key,
+                "cached": result.cached,
+                "seconds": result.meta["seconds"],
+                "peak_disk_bytes": result.meta["peak_bytes"],
+            }
+            for name, result in stages.items()
+        },
+        "inputs": {stage.stage: stage.inputs for stage in (plan.base_stage, plan.bake_stage, plan.export_stage)},
+    }
+
+
+def git_state() -> dict[str, object]:
+    """Return the commit of the sources, and whether files differ from it; empty outside a git checkout."""
+    if not shutil.which("git"):
+        return {}
+    # The checkout may belong to another user than the one who builds; git would then refuse to look at it.
+    git = ["git", "-C", str(PROJECT), "-c", f"safe.directory={PROJECT}"]
+    commit = run([*git, "rev-parse", "HEAD"], check=False)
+    if commit.returncode:
+        return {}
+    changed = run([*git, "status", "--porcelain"], check=False).output
+    return {"commit": commit.output.strip(), "changed": changed.splitlines()}
+
+
+def check_free_space(folder: Path) -> None:
+    """Refuse to start on a disk that is too small.
+
+    Raises:
+        HostError: Less is free than a build needs.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < host.NEEDED_DISK:
+        raise HostError(
+            f"{folder} has {human_bytes(free)} free, and a build needs up to {human_bytes(host.NEEDED_DISK)}",
+            hint="free some (`invoke clean`), or set VMIMAGE_CACHE to a folder on a larger disk",
+        )
+
+
+def planned(plan: Plan, store: Store) -> list[tuple[str, str, str]]:
+    """Return (stage, state, what and why) for every stage, as `invoke plan` shows it."""
+    rows = []
+    for file in plan.files:
+        state = "cached" if stored(file, store) else "fetch"
+        rows.append(
+            (
+                "fetch",
+                state,
+                f"{file.name} {file.version}, from the first that serves it: {len(file.sources)} locations",
+            )
+        )
+    stages: tuple[StagePlan, ...] = (plan.base_stage, plan.bake_stage, plan.export_stage)
+    for stage in stages:
+        found = store.find(stage.stage, stage.inputs)
+        rows.append((stage.stage, "cached" if found else "make", f"{stage.why} [{stage.key}]"))
+    rows.append(
+        (
+            "verify",
+            "check",
+            f"boots every exported file as {' and '.join(FIRMWARES)}; kept per file and checks",
+        )
+    )
+    return rows
+
+
+def open_store(options: Options) -> Store:
+    """Open the cache, and forget the oldest logs."""
+    store = Store(options.cache)
+    for old in sorted((store.root / "logs").iterdir())[: -KEPT_LOGS or None]:
+        shutil.rmtree(old, ignore_errors=True)
+    return store
+
+
+def verify_file(path: Path, options: Options, store: Store, console: Console) -> Mapping[str, object]:
+    """Verify an image file by itself: by the manifest beside it if there is one, else by what the image says.
+
+    Raises:
+        InputError: There is no such file, or it is no disk image.
+        VerifyError: It failed.
+    """
+    host.require(("qemu-system-x86_64", "qemu-img", "sfdisk", "mke2fs", "unshare"))
+    host.find_uefi()
+    if not path.is_file():
+        raise InputError(f"there is no file {path}", hint="`invoke list` shows the released files")
+    accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+    store.sweep()
+    info = run(["qemu-img", "info", "--output=json", path], check=False)
+    if info.returncode:
+        raise InputError(f"{path} is not a disk image: {info.output}", hint="give a released file")
+    described = json.loads(info.output)
+    kind = described["format"]
+    if "backing-filename" in described:
+        raise InputError(
+            f"{path} is an overlay on {described['backing-filename']}",
+            hint="flatten it with qemu-img convert",
+        )
+    beside = path.parent / releasing.MANIFEST
+    known = json.loads(beside.read_text()) if beside.is_file() else {}
+    with (
+        console.stage("verify", f"boots {path.name} as {' and '.join(FIRMWARES)}") as step,
+        store.workspace("verify") as work,
+    ):
+        recorded = {file["name"]: file["sha256"] for file in known.get("files", {}).values()}
+        raw = work / "facts.raw"
+        run(["qemu-img", "convert", "-f", kind, "-O", "raw", path, raw])
+        facts = image_facts(RawDisk(raw), work)
+        raw.unlink()
+        machine = known.get("machine", {"memory": "2 GiB", "cpus": 2})
+        subject = Subject(
+            file=path,
+            format=kind,
+            facts=facts,
+            memory=machine["memory"],
+            cpus=machine["cpus"],
+            build_key=known.get("build_key", ""),
+            recorded_sha256=recorded.get(path.name, ""),
+        )
+        log_dir = console.log_dir or work
+        verdict = verify(subject, work, accelerator, step, keep=log_dir / "verify")
+        shutil.copytree(work, log_dir / "verify", dirs_exist_ok=True)
+    return verdict

@@ -1,0 +1,121 @@
+"""`invoke run`: a released image in QEMU, with the user's key and ports on localhost."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vmimage import host
+from vmimage.console import Console
+from vmimage.errors import BuildError, HostError, InputError
+from vmimage.machine import FirmwareName, Hardware, make_overlay, start, write_seed
+from vmimage.pipeline import Options
+from vmimage.spec import size_bytes
+from vmimage.stages.release import Release
+from vmimage.store import Store
+
+PORTS = {"ssh": 22, "http": 80, "https": 443, "kubernetes": 6443}
+KEY_NAMES = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
+
+
+def find_public_keys(given: str | None, folder: Path) -> list[str]:
+    """Return the public keys that may log in: the file given, else the user's own.
+
+    Raises:
+        InputError: There is none, or it is not a public key.
+    """
+    paths = [Path(given).expanduser()] if given else [folder / name for name in KEY_NAMES]
+    keys = []
+    for path in paths:
+        if path.is_file():
+            text = path.read_text(errors="replace").strip()
+            if not text.startswith(("ssh-", "ecdsa-", "sk-")):
+                raise InputError(f"{path} is not a public ssh key", hint="name the file that ends in .pub")
+            keys.append(text)
+    if not keys:
+        raise InputError(
+            f"there is no public ssh key at {' or '.join(map(str, paths))}",
+            hint="make one with `ssh-keygen -t ed25519`, or name one with --ssh-key",
+        )
+    return keys
+
+
+def require_free(ports: Mapping[str, int]) -> None:
+    """Check that nothing listens on the ports.
+
+    Raises:
+        HostError: Something does; all of them are named.
+    """
+    taken = []
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                taken.append(f"{port} ({name})")
+    if taken:
+        raise HostError(
+            f"in use on localhost: {', '.join(taken)}",
+            hint="stop what listens there, or choose others: --ssh-port …",
+        )
+
+
+def run_release(
+    release: Release,
+    options: Options,
+    store: Store,
+    console: Console,
+    *,
+    firmware: FirmwareName,
+    ports: Mapping[str, int],
+    public_keys: Sequence[str],
+    disk: Path | None,
+) -> None:
+    """Start a release and wait until it is shut down or Ctrl-C.
+
+    Args:
+        ports: Name (see PORTS) -> port on localhost.
+        disk: Overlay that keeps changes; without one they are thrown away at the end.
+    """
+    host.require(("qemu-system-x86_64", "qemu-img"))
+    accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+    require_free(ports)
+    machine_facts = release.manifest["machine"]
+    with store.workspace("run") as work:
+        overlay = disk or work / "overlay.qcow2"
+        if not overlay.exists():
+            make_overlay(release.disk.resolve(), "qcow2", overlay)
+        seed = work / "seed.iso"
+        write_seed(seed, public_keys=public_keys, hostname=release.image, instance_id=f"run-{secrets.token_hex(4)}")
+        hardware = Hardware(
+            firmware=firmware,
+            accelerator=accelerator,
+            cpus=machine_facts["cpus"],
+            memory=size_bytes(machine_facts["memory"]) >> 20,
+            forwards={PORTS[name]: port for name, port in ports.items()},
+            restrict=False,
+        )
+        with start(hardware, disk=overlay, seed=seed, folder=work) as machine:
+            console.event("run", release=str(release.path), ports=dict(ports), serial=str(machine.serial))
+            console.say(f"{release.image} {release.version} is starting ({accelerator}, {firmware}).")
+            console.say(f"  ssh -p {ports['ssh']} dev@localhost        (answers within a minute or two)")
+            console.say(
+                f"  http://localhost:{ports['http']}  https://localhost:{ports['https']}  ports 80 and 443 of the guest"
+            )
+            console.say(f"  https://localhost:{ports['kubernetes']}  Kubernetes, if the image has it")
+            console.say(f"  its console: tail -f {machine.serial}")
+            console.say(
+                f"  changes are kept in {disk}"
+                if disk
+                else "  changes are thrown away at the end (--disk FILE keeps them)"
+            )
+            console.say("Ctrl-C, or `sudo poweroff` inside, ends it.")
+            try:
+                if machine.wait():
+                    said = (work / "qemu.log").read_text(errors="replace").strip()
+                    raise BuildError(f"QEMU ended: {said}")
+            except KeyboardInterrupt:
+                console.say("stopped")

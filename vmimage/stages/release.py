@@ -1,0 +1,178 @@
+"""Release: files + a passing verdict on exactly those bytes -> dist/<image>/<version>/.
+
+The folder appears whole, by one rename; `latest` moves by another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from vmimage import PROJECT
+from vmimage.console import human_bytes
+from vmimage.errors import InputError, VerifyError
+from vmimage.plan import Plan
+from vmimage.render import render
+from vmimage.store import sha256_file, sync, sync_tree
+
+MANIFEST = "manifest.json"
+VERSION_FORM = re.compile(r"^\d{8}-[0-9a-f]{8}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A version folder in dist/."""
+
+    image: str
+    version: str
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def disk(self) -> Path:
+        """The qcow2 file."""
+        return self.path / str(self.manifest["files"]["qcow2"]["name"])
+
+
+def version_of(export_key: str, today: date) -> str:
+    """Return the version of a new release: the day, and the key of its inputs."""
+    return f"{today:%Y%m%d}-{export_key[:8]}"
+
+
+def find_release(dist: Path, image: str, export_key: str) -> Release | None:
+    """Return the newest release that was made from these inputs."""
+    found = [release for release in releases(dist) if release.image == image]
+    suiting = [release for release in found if release.version.endswith(export_key[:8])]
+    return suiting[-1] if suiting else None
+
+
+def releases(dist: Path) -> list[Release]:
+    """Return all releases in dist/, oldest first; folders that hold no manifest are none."""
+    found = []
+    for path in sorted(dist.glob("*/*")):
+        if VERSION_FORM.match(path.name) and not path.is_symlink() and (path / MANIFEST).is_file():
+            manifest = json.loads((path / MANIFEST).read_text())
+            found.append(Release(image=path.parent.name, version=path.name, path=path, manifest=manifest))
+    return found
+
+
+def require_verdict(verdict: Mapping[str, object], file: Path) -> str:
+    """Check that a verdict passed and speaks of exactly this file; returns the file's SHA-256.
+
+    Raises:
+        VerifyError: It does not.
+    """
+    actual = sha256_file(file)
+    if verdict.get("passed") is not True:
+        raise VerifyError(f"{file.name} has no passing verdict, so it is not released", hint="run the build again")
+    if verdict.get("sha256") != actual:
+        raise VerifyError(
+            f"{file.name} is not the file that was verified, so it is not released\n"
+            f"    verified {verdict.get('sha256')}\n    found    {actual}",
+            hint="run the build again; `invoke clean` first if it stays so",
+        )
+    return actual
+
+
+def make_release(
+    plan: Plan,
+    *,
+    export: Path,
+    files: Mapping[str, Mapping[str, object]],
+    verdict: Mapping[str, object],
+    manifest: Mapping[str, object],
+    dist: Path,
+    today: date,
+) -> Release:
+    """Publish a version folder with the files, manifest.json, SHA256SUMS and README.md, and move `latest` to it.
+
+    Args:
+        files: Format -> name, bytes and sha256 of the exported files in `export`.
+        manifest: What else the manifest is to say.
+
+    Raises:
+        VerifyError: There is no passing verdict on exactly these bytes; nothing was released.
+    """
+    version = version_of(plan.export_stage.key, today)
+    image_folder = dist / plan.name
+    final = image_folder / version
+    # Beside its final place, so that the rename stays on one file system; the name is no version, `sweep` removes it.
+    work = image_folder / f".{version}-{uuid.uuid4().hex[:8]}"
+    work.mkdir(parents=True)
+    try:
+        released: dict[str, dict[str, object]] = {}
+        for kind, facts in files.items():
+            source = export / str(facts["name"])
+            name = f"{plan.name}-{version}-{plan.base.arch}.{kind}"
+            place(source, work / name)
+            released[kind] = {
+                "name": name,
+                "bytes": facts["bytes"],
+                "sha256": require_verdict(verdict, work / name),
+            }
+        content = {"image": plan.name, "version": version, **manifest, "files": released, "verdict": verdict}
+        (work / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        values = {"manifest": content, "plan": plan, "qcow2": released.get("qcow2"), "size": human_bytes}
+        (work / "README.md").write_text(render(PROJECT / "templates" / "release-readme.md.j2", values))
+        sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(work.iterdir())]
+        (work / "SHA256SUMS").write_text("".join(sums))
+        work.chmod(0o755)
+        sync_tree(work)
+        if final.exists():
+            shutil.rmtree(final)
+        work.rename(final)
+        sync(image_folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    point_latest(image_folder, version)
+    return Release(image=plan.name, version=version, path=final, manifest=content)
+
+
+def place(source: Path, to: Path) -> None:
+    """Put a file into a release: by a hard link if both are on one file system, else by a copy."""
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copyfile(source, to)
+
+
+def point_latest(image_folder: Path, version: str) -> None:
+    """Move the symbolic link `latest` atomically."""
+    link = image_folder / f".latest-{uuid.uuid4().hex[:8]}"
+    link.symlink_to(version)
+    link.replace(image_folder / "latest")
+    sync(image_folder)
+
+
+def sweep(dist: Path) -> None:
+    """Remove what killed releases left: hidden work folders and links."""
+    for path in dist.glob("*/.*"):
+        if path.is_symlink():
+            path.unlink()
+        elif re.match(r"^\.\d{8}-[0-9a-f]{8}-[0-9a-f]{8}$", path.name):
+            shutil.rmtree(path)
+
+
+def choose(dist: Path, image: str, version: str | None) -> Release:
+    """Return a release by version, or the latest.
+
+    Raises:
+        InputError: There is none.
+    """
+    path = dist / image / (version or "latest")
+    resolved = path.resolve().name
+    for release in releases(dist):
+        if release.image == image and release.version == resolved:
+            return release
+    raise InputError(
+        f"{dist} holds no release {version or 'latest'} of {image}",
+        hint=f"`invoke list` shows what there is; `invoke build-image {image}` makes one",
+    )
