@@ -1,4 +1,4 @@
-"""Invoke tasks: parse arguments, call vmimage, show errors. `invoke --list` shows them, `invoke --help TASK` explains one."""
+"""Invoke tasks: parse arguments, call vmimage, show errors. See `invoke --list` and `invoke --help TASK`."""
 
 from __future__ import annotations
 
@@ -154,9 +154,9 @@ def list_(_: Context, json: bool = False) -> None:
             for release in (release for release in found if release.image == name):
                 console.event("release", image=name, version=release.version, path=str(release.path))
                 for file in release.manifest["files"].values():
-                    is_latest = "  latest" if release.version == latest else ""
+                    mark = "  latest" if release.version == latest else ""
                     console.say(
-                        f"  {release.version}  {human_bytes(file['bytes']):>9}  {release.path / file['name']}{is_latest}"
+                        f"  {release.version}  {human_bytes(file['bytes']):>9}  {release.path / file['name']}{mark}"
                     )
 
 

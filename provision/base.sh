@@ -30,6 +30,12 @@ cat > "$root/etc/systemd/system/sshd-keygen.service.d/10-any-boot.conf" <<'EOF'
 [Unit]
 ConditionFirstBoot=
 ConditionPathIsReadWrite=/etc/ssh
+
+[Service]
+# ed25519 and ecdsa are what every ssh client of the last ten years speaks; an RSA key takes long to find.
+ExecStart=
+ExecStart=/bin/sh -c 'for type in ed25519 ecdsa; do key=/etc/ssh/ssh_host_$${type}_key; \
+    [ -e $$key ] || ssh-keygen -q -t $$type -N "" -f $$key; done'
 EOF
 rm -f "$root"/etc/ssh/ssh_host_*
 : > "$root/etc/machine-id"

@@ -58,7 +58,7 @@ class Step:
     def bar(self, label: str, total: int | None) -> Callable[[int], None]:
         """Add a bar in bytes; the function returned sets how many are done."""
         if not self._progress:
-            return lambda done: None
+            return lambda _: None
         progress, task = self._progress, self._progress.add_task(f"  {label}", total=total, note="")
         return lambda done: progress.update(task, completed=done)
 

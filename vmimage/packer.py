@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,9 @@ def main(command: str, folder: str, *args: str) -> int:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
-    process = PackerClient(folder, stream_file_dir=os.path.join(folder, "log"), log=logger).run(command, *args)  # noqa: PTH118
+    process: subprocess.Popen[str] = PackerClient(folder, stream_file_dir=os.path.join(folder, "log"), log=logger).run(
+        command, *args
+    )
     return process.wait()
 
 

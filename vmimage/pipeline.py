@@ -82,7 +82,8 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
     accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
     check_free_space(store.root)
     console.say(f"{plan.name}: {plan.image.summary} (accelerator {accelerator}, cache {store.root})")
-    removed = [*store.sweep(), *releasing.sweep(options.dist)]
+    releasing.sweep(options.dist)
+    removed = store.sweep()
     if removed:
         console.say(f"removed what a killed run left: {', '.join(removed)}")
 

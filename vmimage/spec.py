@@ -136,7 +136,7 @@ class Image(Model):
     base: Name
     components: tuple[Name, ...] = Field(strict=False, min_length=1)
     disk: Size = "40 GiB"
-    machine: Machine = Machine()
+    machine: Machine = Field(default_factory=lambda: Machine(cpus=2))
     formats: Formats
 
 
@@ -247,43 +247,47 @@ def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
+def _at(data: object, path: YamlPath) -> object:
+    """Return what plain data holds at a path, or None."""
+    for part in path:
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return None
+    return data
+
+
+def _names(data: object, *path: str) -> list[str]:
+    """Return the keys of a mapping, or the entries of a list."""
+    found = _at(data, path)
+    return list(found) if isinstance(found, (dict, list)) else []
+
+
 def _dangling(document: Document, project: Path) -> Iterator[Problem]:
     """Find names that point at nothing; on plain data, so that it also works in a file with other problems."""
     data = document.data
-
-    def get(*path: str | int) -> Any:
-        node: Any = data
-        for part in path:
-            if isinstance(part, int):
-                node = node[part]
-            else:
-                node = node.get(part) if isinstance(node, dict) else None
-        return node
-
-    def names(*path: str) -> list[str]:
-        found = get(*path)
-        return [name for name in found if isinstance(name, str)] if isinstance(found, (dict, list)) else []
-
-    def check(path: YamlPath, kind: str) -> Iterator[Problem]:
-        name = get(*path)
-        if isinstance(name, str) and name not in names(kind):
-            known = names(kind)
+    references: list[tuple[YamlPath, str]] = [(("default",), "images")]
+    for image in _names(data, "images"):
+        references.append((("images", image, "base"), "bases"))
+        parts = len(_names(data, "images", image, "components"))
+        references += [(("images", image, "components", i), "components") for i in range(parts)]
+    for component in _names(data, "components"):
+        parts = len(_names(data, "components", component, "pins"))
+        references += [(("components", component, "pins", i), "pins") for i in range(parts)]
+    for path, kind in references:
+        name, known = _at(data, path), _names(data, kind)
+        if isinstance(name, str) and name not in known:
             message = f"no such entry in {kind}: {name!r}{near_miss(name, known)}"
             yield Problem(line=document.line(path), path=path, message=message)
-
-    yield from check(("default",), "images")
-    for image in names("images"):
-        yield from check(("images", image, "base"), "bases")
-        for i in range(len(names("images", image, "components"))):
-            yield from check(("images", image, "components", i), "components")
-    for component in names("components"):
-        for i in range(len(names("components", component, "pins"))):
-            yield from check(("components", component, "pins", i), "pins")
-        path: YamlPath = ("components", component, "step")
-        step = get(*path)
-        for needed in [f"provision/{step}"] * isinstance(step, str) + [f"tests/image/test_{component}.py"]:
-            if not (project / needed).is_file():
-                yield Problem(line=document.line(path), path=path[:2], message=f"{needed} is missing")
+    for component in _names(data, "components"):
+        step = _at(data, ("components", component, "step"))
+        needed = [f"tests/image/test_{component}.py"] + [f"provision/{step}"] * isinstance(step, str)
+        for file in needed:
+            if not (project / file).is_file():
+                path = ("components", component)
+                yield Problem(line=document.line((*path, "step")), path=path, message=f"{file} is missing")
 
 
 def _without_digest(spec: Spec, document: Document) -> Iterator[Problem]:

@@ -91,7 +91,7 @@ def _build(
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, child, (*path, i), document, parents) for i, child in enumerate(node.value)]
     document.raw[path] = node.value
-    return loader.construct_object(node)  # type: ignore[no-untyped-call]
+    return loader.construct_object(node)
 
 
 def _build_mapping(

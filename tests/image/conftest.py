@@ -1,4 +1,4 @@
-"""These checks run on a built image, by `invoke verify` and by every build; never on the machine they are started on."""
+"""These checks run on a built image, by `invoke verify` and every build; never on the machine that starts them."""
 
 from __future__ import annotations
 

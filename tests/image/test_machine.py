@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import paramiko
 import pytest
@@ -15,8 +16,8 @@ def test_booted_with_the_firmware_of_the_machine(host: Host, context: Context) -
     assert host.file("/sys/firmware/efi").exists == (context.firmware == "uefi")
 
 
-def test_answered_ssh(context: Context, record_property: pytest.FixtureRequest) -> None:
-    record_property("seconds_to_ssh", context.seconds_to_ssh)  # type: ignore[operator]
+def test_answered_ssh(context: Context, record_property: Callable[[str, object], None]) -> None:
+    record_property("seconds_to_ssh", context.seconds_to_ssh)
     assert context.seconds_to_ssh > 0
 
 
@@ -64,12 +65,13 @@ def test_ssh_offers_keys_only(context: Context, user: str) -> None:
 
 
 @pytest.mark.parametrize("user", ["dev", "root"])
-@pytest.mark.parametrize("password", ["", "dev", "root", "debian", "password", "vagrant", "packer"])
-def test_no_password_works_over_ssh(context: Context, user: str, password: str) -> None:
+def test_no_password_works_over_ssh(context: Context, user: str) -> None:
     with paramiko.Transport(("127.0.0.1", context.port)) as transport:
         transport.start_client(timeout=60)
-        with pytest.raises(paramiko.AuthenticationException):
-            transport.auth_password(user, password)
+        # Few enough for sshd's MaxAuthTries: the connection stays, and each is answered.
+        for password in ("", user, "debian", "packer"):
+            with pytest.raises(paramiko.BadAuthenticationType):
+                transport.auth_password(user, password, fallback=False)
 
 
 def test_identity_differs_from_every_other_clone(root: Host, context: Context) -> None:

@@ -113,7 +113,7 @@ def verify(
         VerifyError: The verdict is bad, with the reasons.
     """
     started = datetime.now(UTC)
-    step.now("read the disk")
+    step.now("read the file")
     digest = sha256_file(subject.file)
     if subject.recorded_sha256 not in ("", digest):
         raise VerifyError(
@@ -121,17 +121,14 @@ def verify(
             f"    manifest {subject.recorded_sha256}\n    found    {digest}",
             hint="download or build it again",
         )
-    raw = work / "disk.raw"
-    run(["qemu-img", "convert", "-f", subject.format, "-O", "raw", subject.file, raw], error=VerifyError)
     identities: dict[FirmwareName, Future[dict[str, str]]] = {firmware: Future() for firmware in FIRMWARES}
     with ThreadPoolExecutor(max_workers=len(FIRMWARES) + 1) as pool:
-        on_disk = pool.submit(_check_disk, subject, raw, work, step)
+        on_disk = pool.submit(_check_disk, subject, work, step)
         in_machines = [
             pool.submit(_check_machine, subject, firmware, identities, work, accelerator, step)
             for firmware in FIRMWARES
         ]
         checks = [on_disk.result(), *(future.result() for future in in_machines)]
-    raw.unlink()
     unchanged = sha256_file(subject.file) == digest
     verdict: dict[str, object] = {
         "file": subject.file.name,
@@ -167,13 +164,16 @@ def verify(
     return verdict
 
 
-def _check_disk(subject: Subject, raw: Path, work: Path, step: Step) -> Check:
+def _check_disk(subject: Subject, work: Path, step: Step) -> Check:
     """Run the tests that look at the disk from outside."""
     check = Check(machine="disk")
     folder = work / "disk"
     folder.mkdir()
+    raw = folder / "disk.raw"
+    run(["qemu-img", "convert", "-f", subject.format, "-O", "raw", subject.file, raw], error=VerifyError)
     context = {"facts": subject.facts, "raw_disk": str(raw), "build_key": subject.build_key}
     _run_tests(DISK_TESTS, context, [], folder, check, step)
+    raw.unlink()
     return check
 
 
