@@ -2,74 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 from invoke.context import Context
-from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from vmimage import PROJECT, host, pipeline
+from vmimage.cli import allow_missing_positionals, errors_shown, session
 from vmimage.console import Console, human_bytes
-from vmimage.errors import HostError, InputError, VmimageError
+from vmimage.errors import HostError, InputError
 from vmimage.lint import SCHEMA, schema_text
 from vmimage.lint import lint as run_lint
 from vmimage.lint import lock as run_lock
 from vmimage.machine import FIRMWARES
-from vmimage.run import orderly_signals
 from vmimage.runner import PORTS, find_public_keys, run_release
 from vmimage.settings import options
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
 from vmimage.stages.fetch import fetch as fetch_files
-from vmimage.store import Store, remove_tree
+from vmimage.store import remove_tree
+
+allow_missing_positionals()
 
 MIRROR = "directory or URL with pinned files, tried first; may be given again"
 DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line"
 ACCELERATOR = "kvm or tcg; found by running guest code when not given"
 JSON = "JSON lines on standard output, for machines"
-IMAGE = "an image of images.yaml"
-
-
-@contextlib.contextmanager
-def session(name: str, *, json_lines: bool = False, log: Path | None = None) -> Iterator[Console]:
-    """Show errors as people and machines need them, and leave with their exit codes."""
-    console = Console(log_dir=log, json_lines=json_lines)
-    where = f"\nlog: {log / 'run.log'}" if log else ""
-    try:
-        with orderly_signals():
-            console.event("run", task=name, argv=sys.argv[1:])
-            yield console
-    except VmimageError as error:
-        console.event("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
-        hint = f"\n\n{error.hint}" if error.hint else ""
-        raise Exit(f"\n{error.message}{hint}{where}", code=error.exit_code) from None
-    except KeyboardInterrupt:
-        raise Exit(f"\nstopped; nothing half-made was kept{where}", code=130) from None
-    except OSError as error:
-        logging.getLogger("vmimage").exception("unexpected")
-        console.event("error", message=str(error), hint="", exit_code=3)
-        raise Exit(f"\n{error}{where}", code=3) from None
-
-
-def log_folder(store: Store, name: str) -> Path:
-    """Return the folder for the log of one run; names sort by time."""
-    return store.root / "logs" / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{name}-{os.getpid()}"
+IMAGE = "an image of images.yaml; the default one when not given"
+PORT = "port on localhost"
 
 
 @task(
     positional=["image"],
     optional=["image"],
     iterable=["mirror"],
-    help={"image": f"{IMAGE}; the default one when not given", "mirror": MIRROR, "deb-mirror": DEB_MIRROR,
-          "accelerator": ACCELERATOR, "json": JSON},
-)  # fmt: skip
+    help={"image": IMAGE, "mirror": MIRROR, "deb-mirror": DEB_MIRROR, "accelerator": ACCELERATOR, "json": JSON},
+)
 def build_image(
     _: Context,
     image: str | None = None,
@@ -78,18 +49,20 @@ def build_image(
     accelerator: str | None = None,
     json: bool = False,
 ) -> None:
-    """Build, verify and release an image: fetch, base, bake, export, verify, release."""
+    """Build, verify and release an image (all stages)."""
     chosen = options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator)
-    with session("build-image", json_lines=json) as early:
-        store = pipeline.open_store(chosen)
-        early.event("cache", path=str(store.root))
-    with session("build-image", json_lines=json, log=log_folder(store, image or "default")) as console:
+    with session(chosen, json_lines=json, log="build-image") as (console, store):
         done = pipeline.build_image(image, chosen, store, console)
         console.event("result", release=str(done.path), version=done.version, files=done.manifest["files"])
         console.say(f"\nreleased: {done.path}\nstart it: invoke run {done.image}\nlog: {console.log_dir}/run.log")
 
 
-@task(positional=["image"], optional=["image"], iterable=["mirror"], help={"image": IMAGE, "json": JSON})
+@task(
+    positional=["image"],
+    optional=["image"],
+    iterable=["mirror"],
+    help={"image": IMAGE, "mirror": MIRROR, "deb-mirror": DEB_MIRROR, "json": JSON},
+)
 def plan(
     _: Context,
     image: str | None = None,
@@ -97,16 +70,13 @@ def plan(
     deb_mirror: str | None = None,
     json: bool = False,
 ) -> None:
-    """Show what a build would do and why, without doing it."""
+    """Show what a build would do and why; do nothing."""
     chosen = options(mirrors=mirror or (), debian_mirror=deb_mirror)
-    with session("plan", json_lines=json) as console:
+    with session(chosen, json_lines=json) as (console, store):
         made = pipeline.plan_image(image, chosen)
-        rows = pipeline.planned(made, pipeline.open_store(chosen))
-        for stage, state, why in rows:
-            console.event("plan", stage=stage, state=state, why=why)
+        for stage, state, why in pipeline.planned(made, store, chosen.dist):
+            console.event("plan", image=made.name, stage=stage, state=state, why=why)
             console.say(f"{stage:<8} {state:<7} {why}")
-        done = releasing.find_release(chosen.dist, made.name, made.export_stage.key)
-        console.say(f"release  {'done' if done else 'make':<7} {done.path if done else chosen.dist / made.name}")
 
 
 @task(
@@ -116,24 +86,22 @@ def plan(
     help={"image": IMAGE, "mirror": MIRROR, "json": JSON},
 )
 def fetch(_: Context, image: str | None = None, mirror: list[str] | None = None, json: bool = False) -> None:
-    """Get the pinned files of an image into the cache, verified."""
+    """Get the pinned files of an image, verified."""
     chosen = options(mirrors=mirror or ())
-    with session("fetch", json_lines=json) as console:
-        store = pipeline.open_store(chosen)
-        made = pipeline.plan_image(image, chosen)
-        with console.stage("fetch", f"{len(made.files)} pinned files") as step:
-            for name, path in fetch_files(made.files, store, step).items():
-                console.event("file", name=name, path=str(path))
+    with session(chosen, json_lines=json, log="fetch") as (console, store):
+        files = pipeline.plan_image(image, chosen).files
+        with console.stage("fetch", f"{len(files)} pinned files") as step:
+            paths = fetch_files(files, store, step)
+        for name, path in paths.items():
+            console.event("file", name=name, path=str(path))
+            console.say(f"{name}: {path}")
 
 
 @task(positional=["file"], help={"file": "an image file", "accelerator": ACCELERATOR, "json": JSON})
 def verify(_: Context, file: str, accelerator: str | None = None, json: bool = False) -> None:
-    """Boot an image file as its hypervisors would and run the checks of tests/image."""
+    """Boot an image file and run the checks inside it."""
     chosen = options(accelerator=accelerator)
-    with session("verify", json_lines=json) as early:
-        store = pipeline.open_store(chosen)
-        early.event("cache", path=str(store.root))
-    with session("verify", json_lines=json, log=log_folder(store, "verify")) as console:
+    with session(chosen, json_lines=json, log="verify") as (console, store):
         verdict = pipeline.verify_file(Path(file), chosen, store, console)
         console.event("result", verdict=verdict)
         console.say(f"passed; verdict, consoles and screenshots: {console.log_dir}/verify")
@@ -141,9 +109,9 @@ def verify(_: Context, file: str, accelerator: str | None = None, json: bool = F
 
 @task(name="list", help={"json": JSON})
 def list_(_: Context, json: bool = False) -> None:
-    """List the images of images.yaml, and what dist/ holds."""
+    """List images, and the releases in dist/."""
     chosen = options()
-    with session("list", json_lines=json) as console:
+    with session(chosen, json_lines=json) as (console, _store):
         spec = load_spec(chosen.spec)
         found = releasing.releases(chosen.dist)
         for name, image in spec.images.items():
@@ -152,40 +120,47 @@ def list_(_: Context, json: bool = False) -> None:
             console.say(f"{name}{mark}: {image.summary}")
             latest = (chosen.dist / name / "latest").resolve().name
             for release in (release for release in found if release.image == name):
-                console.event("release", image=name, version=release.version, path=str(release.path))
+                mark = "  latest" if release.version == latest else ""
+                console.event("release", image=name, version=release.version, path=str(release.path), latest=bool(mark))
                 for file in release.manifest["files"].values():
-                    mark = "  latest" if release.version == latest else ""
-                    console.say(
-                        f"  {release.version}  {human_bytes(file['bytes']):>9}  {release.path / file['name']}{mark}"
-                    )
+                    path = release.path / file["name"]
+                    console.say(f"  {release.version}  {human_bytes(file['bytes']):>9}  {path}{mark}")
 
 
 @task(help={"accelerator": ACCELERATOR, "json": JSON})
 def doctor(_: Context, accelerator: str | None = None, json: bool = False) -> None:
-    """Examine this host: tools and why each is needed, the accelerator that really works, disk space."""
+    """Examine this host: tools, accelerator, disk space."""
     chosen = options(accelerator=accelerator)
-    with session("doctor", json_lines=json) as console:
-        store = pipeline.open_store(chosen)
+    with session(chosen, json_lines=json) as (console, store):
         bad = []
         for finding in host.examine(store.root, chosen.accelerator):
             console.event("finding", **vars(finding))
-            console.say(f"{'ok ' if finding.good else 'BAD'} {finding.subject:<22} {finding.state:<38} {finding.why}")
-            if not finding.good:
-                bad.append(f"{finding.subject}: {finding.remedy}")
+            console.say(f"{finding.mark:<3} {finding.subject:<22} {finding.state:<38} {finding.why}")
+            if finding.mark == "BAD":
+                bad.append(f"{finding.subject}: {finding.state}\n    {finding.remedy}")
         if bad:
             raise HostError("\n".join(bad), hint="`./bootstrap` installs missing packages")
 
 
 @task(
     positional=["image"],
-    help={"image": IMAGE, "version": "a version in dist/; latest when not given", "firmware": "bios or uefi",
-          "ssh-key": "public key that may log in; your own when not given", "disk": "file that keeps changes",
-          "ssh-port": "port on localhost", "http-port": "port on localhost", "https-port": "port on localhost",
-          "kubernetes-port": "port on localhost", "accelerator": ACCELERATOR},
-)  # fmt: skip
+    optional=["image"],
+    help={
+        "image": IMAGE,
+        "version": "a version in dist/; the latest when not given",
+        "firmware": "bios or uefi",
+        "ssh-key": "public key that may log in; your own when not given",
+        "disk": "file that keeps changes; made if it is not there",
+        "ssh-port": PORT,
+        "http-port": PORT,
+        "https-port": PORT,
+        "kubernetes-port": PORT,
+        "accelerator": ACCELERATOR,
+    },
+)
 def run(
     _: Context,
-    image: str,
+    image: str | None = None,
     version: str | None = None,
     firmware: str = "bios",
     ssh_key: str | None = None,
@@ -196,16 +171,17 @@ def run(
     kubernetes_port: int = 6443,
     accelerator: str | None = None,
 ) -> None:
-    """Start a released image in QEMU, ports forwarded to localhost, with your ssh key."""
+    """Start a released image in QEMU, ports on localhost."""
     chosen = options(accelerator=accelerator)
-    with session("run") as console:
+    with session(chosen) as (console, store):
         kind = next((known for known in FIRMWARES if known == firmware), None)
         if not kind:
             raise InputError(f"--firmware {firmware}: unknown", hint=f"one of {', '.join(FIRMWARES)}")
+        name, _image = load_spec(chosen.spec).image(image)
         run_release(
-            releasing.choose(chosen.dist, image, version),
+            releasing.choose(chosen.dist, name, version),
             chosen,
-            pipeline.open_store(chosen),
+            store,
             console,
             firmware=kind,
             ports=dict(zip(PORTS, (ssh_port, http_port, https_port, kubernetes_port), strict=True)),
@@ -216,10 +192,9 @@ def run(
 
 @task(help={"releases": "remove dist/ too"})
 def clean(_: Context, releases: bool = False) -> None:
-    """Remove the cache: results, fetched files and logs; releases stay unless you say so."""
+    """Remove the cache; releases only with --releases."""
     chosen = options()
-    with session("clean") as console:
-        store = pipeline.open_store(chosen)
+    with session(chosen) as (console, store):
         store.sweep()
         for path in sorted(store.root.iterdir()):
             if path.name in ("work", "locks"):
@@ -231,33 +206,32 @@ def clean(_: Context, releases: bool = False) -> None:
             console.say(f"removed {chosen.dist}")
 
 
-@task(help={"unit": "only the tests that need no VM (seconds)", "keyword": "only tests that match (pytest -k)"})
-def test(context: Context, unit: bool = False, keyword: str = "") -> None:
-    """Run the tests: unit tests, lint, and a real build that is broken on purpose in every way that must be noticed."""
+@task(help={"unit": "only what needs no build (under a minute)", "keyword": "only tests that match (pytest -k)"})
+def test(_: Context, unit: bool = False, keyword: str = "") -> None:
+    """Run the tests, with lint and a real build."""
     folders = ["tests/unit"] if unit else ["tests/unit", "tests/e2e"]
     select = ["-k", keyword] if keyword else []
-    with context.cd(str(PROJECT)):
-        os.chdir(PROJECT)
-        os.execv(sys.executable, [sys.executable, "-m", "pytest", *folders, *select])  # noqa: S606 - its exit code is ours
+    os.chdir(PROJECT)
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *folders, *select])  # noqa: S606 - its exit code is ours
 
 
 @task
 def lint(_: Context) -> None:
-    """Check the project itself: ruff, mypy, shellcheck, packer validate."""
-    with session("lint") as console:
+    """Check the project: ruff, mypy, shellcheck, packer."""
+    console = Console()
+    with errors_shown(console):
         run_lint(console)
 
 
 @task
 def schema(_: Context) -> None:
-    """Write templates/images.schema.json, which editors use to check images.yaml."""
-    with session("schema") as console:
-        SCHEMA.write_text(schema_text())
-        console.say(str(SCHEMA))
+    """Write the JSON schema of images.yaml for editors."""
+    SCHEMA.write_text(schema_text())
 
 
 @task
 def lock(_: Context) -> None:
-    """Pin the newest Python packages that pyproject.toml allows, with their hashes, in requirements.txt."""
-    with session("lock") as console:
+    """Pin the newest Python packages, with hashes."""
+    console = Console()
+    with errors_shown(console):
         run_lock(console)

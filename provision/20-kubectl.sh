@@ -1,4 +1,5 @@
 #!/bin/sh
 set -eu
 install -m 0755 "$PINS/kubectl" /usr/local/bin/kubectl
-kubectl completion bash > /etc/bash_completion.d/kubectl
+# Made when the first Tab asks for it: always that of the installed version.
+echo 'source <(kubectl completion bash)' > /usr/share/bash-completion/completions/kubectl

@@ -1,4 +1,4 @@
 #!/bin/sh
 set -eu
 install -m 0755 "$PINS/helm" /usr/local/bin/helm
-helm completion bash > /etc/bash_completion.d/helm
+echo 'source <(helm completion bash)' > /usr/share/bash-completion/completions/helm

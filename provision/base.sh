@@ -18,7 +18,7 @@ ClientIdentifier=mac
 EOF
 
 printf '%s\n' 'LABEL=root / ext4 errors=remount-ro,x-systemd.growfs 0 1' \
-    'LABEL=ESP /boot/efi vfat umask=0077,nofail 0 2' > "$root/etc/fstab"
+    'LABEL=ESP /boot/efi vfat umask=0077,nofail 0 0' > "$root/etc/fstab"
 mkdir -p "$root/boot/efi"
 echo vmimage > "$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 vmimage\n::1 localhost ip6-localhost ip6-loopback\n' > "$root/etc/hosts"
@@ -38,5 +38,33 @@ ExecStart=/bin/sh -c 'for type in ed25519 ecdsa; do key=/etc/ssh/ssh_host_$${typ
     [ -e $$key ] || ssh-keygen -q -t $$type -N "" -f $$key; done'
 EOF
 rm -f "$root"/etc/ssh/ssh_host_*
-: > "$root/etc/machine-id"
-rm -f "$root/var/lib/dbus/machine-id"
+# Tells GRUB that the last boot went well, for a menu that waits after a failed one: slow, and not used here.
+chroot "$root" systemctl --quiet disable grub-common.service
+
+# mmdebstrap leaves the options that it gave to dpkg. What is not unpacked stays so for later packages; in the image,
+# dpkg flushes to the disk again.
+{
+    echo '# Manual pages, documentation and translations are not unpacked: remove this file before you install man-db.'
+    grep -v force-unsafe-io "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
+} > "$root/etc/dpkg/dpkg.cfg.d/50-vmimage"
+rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
+
+# The one initrd: while packages were installed there was none (INITRD=No), or it would have been made three times.
+chroot "$root" update-initramfs -c -k all
+
+# The mirror that this build used may be a company's; the image takes Debian's own, which cloud-init brings along.
+chroot "$root" python3 - <<'EOF'
+from pathlib import Path
+
+import yaml
+
+release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+suite = release["VERSION_CODENAME"]
+mirrors = yaml.safe_load(Path("/etc/cloud/cloud.cfg").read_text())["system_info"]["package_mirrors"]
+default = next(mirror["failsafe"] for mirror in mirrors if "default" in mirror["arches"])
+parts = [(default["primary"], f"{suite} {suite}-updates"), (default["security"], f"{suite}-security")]
+Path("/etc/apt/sources.list").unlink(missing_ok=True)
+Path("/etc/apt/sources.list.d/debian.sources").write_text("\n".join(
+    f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\n"
+    "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n" for uri, suites in parts))
+EOF

@@ -18,15 +18,7 @@ from pathlib import Path
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 log = logging.getLogger("vmimage")
 
@@ -39,6 +31,7 @@ class Step:
         self._progress = progress
         self._task = task
         self.outcome = ""
+        self.seconds = 0.0
 
     def now(self, text: str) -> None:
         """Say what is being done at this moment."""
@@ -55,12 +48,17 @@ class Step:
         if cached:
             self.outcome = "unchanged, from the cache"
 
-    def bar(self, label: str, total: int | None) -> Callable[[int], None]:
-        """Add a bar in bytes; the function returned sets how many are done."""
+    def bar(self, label: str) -> Callable[[int, int | None], None]:
+        """Add a bar; the function returned takes the bytes that are done, and all of them if that is known."""
         if not self._progress:
-            return lambda _: None
-        progress, task = self._progress, self._progress.add_task(f"  {label}", total=total, note="")
-        return lambda done: progress.update(task, completed=done)
+            return lambda *_: None
+        progress, task = self._progress, self._progress.add_task(f"  {label}", total=None, note="", size="")
+
+        def update(done: int, total: int | None) -> None:
+            size = human_bytes(done) + (f" of {human_bytes(total)}" if total else "")
+            progress.update(task, completed=done, total=total, size=size)
+
+        return update
 
 
 class Console:
@@ -86,11 +84,11 @@ class Console:
             line = json.dumps({"time": now, "event": event, **fields}, default=str, ensure_ascii=False)
             print(line, flush=True)  # noqa: T201 - standard output is the interface here
 
-    def say(self, text: str = "", *, style: str = "") -> None:
-        """Print a line for people."""
+    def say(self, text: str) -> None:
+        """Print a line of a task's answer for people, on standard output; progress is on standard error."""
         log.info("%s", text)
         if not self.json_lines:
-            self._rich.print(escape(text), style=style, soft_wrap=True)
+            print(text, flush=True)  # noqa: T201 - standard output is the interface here
 
     @contextlib.contextmanager
     def stage(self, name: str, what: str) -> Iterator[Step]:
@@ -98,7 +96,7 @@ class Console:
         self.event("start", stage=name, what=what)
         live = self._rich.is_terminal and not self.json_lines
         progress = _progress(self._rich) if live else None
-        task = progress.add_task(f"{name:<8}", total=None, note=escape(what)) if progress else None
+        task = progress.add_task(f"{name:<8}", total=None, note=escape(what), size="") if progress else None
         if not live and not self.json_lines:
             self._rich.print(f"{_clock()} {name:<8} {escape(what)}", soft_wrap=True)
 
@@ -115,7 +113,7 @@ class Console:
                 yield step
             good = True
         finally:
-            seconds = time.monotonic() - started
+            seconds = step.seconds = time.monotonic() - started
             outcome = step.outcome if good else "failed"
             self.event("end", stage=name, ok=good, seconds=round(seconds, 2), outcome=outcome)
             if not self.json_lines:
@@ -133,7 +131,7 @@ def _progress(console: RichConsole) -> Progress:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        DownloadColumn(),
+        TextColumn("{task.fields[size]}"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,

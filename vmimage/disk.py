@@ -29,7 +29,7 @@ class RawDisk:
     def root(self) -> str:
         """The root file system as e2fsprogs takes it: PATH?offset=BYTES."""
         table = json.loads(run(["sfdisk", "--json", self.path], error=VerifyError).output)["partitiontable"]
-        starts = [part["start"] for part in table["partitions"] if part["type"] == ROOT_TYPE]
+        starts = [part["start"] for part in table.get("partitions", []) if part["type"] == ROOT_TYPE]
         if len(starts) != 1:
             raise VerifyError(f"{self.path} has {len(starts)} root partitions instead of one")
         return f"{self.path}?offset={starts[0] * table.get('sectorsize', 512)}"

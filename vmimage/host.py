@@ -47,6 +47,12 @@ class Finding:
     state: str
     why: str
     remedy: str = ""
+    needed: bool = True
+
+    @property
+    def mark(self) -> str:
+        """How it stands in one word: BAD stops a build, `no` does not."""
+        return "ok" if self.good else "BAD" if self.needed else "no"
 
 
 def tools(path: Path = PROJECT / "apt-packages.txt") -> tuple[Tool, ...]:
@@ -100,10 +106,7 @@ def require(programs: Sequence[str]) -> dict[str, str]:
 def _examine(tool: Tool) -> Finding:
     if not tool.program:
         installed = run(["dpkg-query", "-W", "-f", "${Version}", tool.package], check=False)
-        good, state = (
-            installed.returncode == 0,
-            installed.output if installed.returncode == 0 else "not installed",
-        )
+        good, state = (installed.returncode == 0, installed.output if installed.returncode == 0 else "not installed")
     elif not shutil.which(tool.program):
         good, state = False, "not installed"
     else:
@@ -136,17 +139,7 @@ def probe_accelerator(name: Accelerator) -> Completed:
     with TemporaryDirectory(prefix="vmimage-probe-") as folder:
         sector = Path(folder, "probe.img")
         sector.write_bytes(PROBE_SECTOR)
-        argv = [
-            "qemu-system-x86_64",
-            "-accel",
-            name,
-            "-machine",
-            "pc",
-            "-m",
-            "64",
-            "-nodefaults",
-            "-no-user-config",
-        ]
+        argv = ["qemu-system-x86_64", "-accel", name, "-machine", "pc", "-m", "64", "-nodefaults", "-no-user-config"]
         argv += ["-display", "none", "-drive", f"file={sector},format=raw,if=ide,readonly=off"]
         argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
         return run(argv, check=False, timeout=PROBE_SECONDS)
@@ -168,23 +161,31 @@ def find_accelerator(state: Path, override: str | None = None) -> Accelerator:
         HostError: Not even TCG runs a guest.
     """
     if override:
-        if override not in ACCELERATORS:
-            raise InputError(f"--accelerator {override}: unknown", hint=f"one of {', '.join(ACCELERATORS)}")
-        return "kvm" if override == "kvm" else "tcg"
+        for name in ACCELERATORS:
+            if name == override:
+                return name
+        raise InputError(f"--accelerator {override}: unknown", hint=f"one of {', '.join(ACCELERATORS)}")
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
     subject = f"{boot_id} {tool_version('qemu-system-x86_64')} kvm={usable} uid={os.geteuid()}"
-    try:
-        known = json.loads(state.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if known.get("subject") == subject and known.get("accelerator") in ACCELERATORS:
-        return "kvm" if known["accelerator"] == "kvm" else "tcg"
+    remembered = remembered_accelerator(state, subject)
+    if remembered:
+        return remembered
     for name in ACCELERATORS:
         if (name == "tcg" or usable) and probe_passed(probe_accelerator(name)):
             state.write_text(json.dumps({"subject": subject, "accelerator": name}))
             return name
     raise HostError("QEMU runs no guest code on this host, not even by emulation", hint="run `invoke doctor`")
+
+
+def remembered_accelerator(state: Path, subject: str) -> Accelerator | None:
+    """Return what an earlier run found on the same host; whatever else the file holds is ignored."""
+    try:
+        known = json.loads(state.read_text())
+        same = known["subject"] == subject
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return next((name for name in ACCELERATORS if same and known.get("accelerator") == name), None)
 
 
 # --- Firmware --------------------------------------------------------------------------------------------
@@ -258,11 +259,7 @@ def debian_mirrors(suite: str, override: str | None) -> list[str]:
     if not {"Debian", "Debian-Security"} <= found.keys():
         return []
     main, security = found["Debian"], found["Debian-Security"]
-    return [
-        f"deb {main} {suite} main",
-        f"deb {main} {suite}-updates main",
-        f"deb {security} {suite}-security main",
-    ]
+    return [f"deb {main} {suite} main", f"deb {main} {suite}-updates main", f"deb {security} {suite}-security main"]
 
 
 # --- Everything ------------------------------------------------------------------------------------------
@@ -286,11 +283,7 @@ def examine(cache_folder: Path, accelerator: str | None) -> Iterator[Finding]:
     except HostError as error:
         state, good = error.message, False
     yield Finding(
-        subject="UEFI",
-        good=good,
-        state=state,
-        why="boots the image as UEFI machines do",
-        remedy="apt-get install ovmf",
+        subject="UEFI", good=good, state=state, why="boots the image as UEFI machines do", remedy="apt-get install ovmf"
     )
     free = shutil.disk_usage(cache_folder).free
     yield Finding(
@@ -317,8 +310,8 @@ def _accelerator(name: Accelerator) -> Finding:
         return Finding(subject=name, good=True, state=f"ran guest code in {done.seconds:.1f} s", why=why)
     hung = done.seconds >= PROBE_SECONDS
     state = f"hung: guest code did not end within {PROBE_SECONDS:.0f} s" if hung else done.output.splitlines()[0]
-    # Only TCG is needed; KVM makes builds fast.
-    return Finding(subject=name, good=name == "kvm", state=state, why=why)
+    remedy = "run on the machine itself, or enable nested virtualization; builds work without it"
+    return Finding(subject=name, good=False, state=state, why=why, remedy=remedy, needed=name == "tcg")
 
 
 def _user_namespaces() -> Finding:

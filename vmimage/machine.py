@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import shutil
@@ -15,9 +16,7 @@ from typing import Literal
 
 import pycdlib
 import yaml
-from qemu.qmp.legacy import QEMUMonitorProtocol
-from qemu.qmp.protocol import ConnectError
-from qemu.qmp.qmp_client import ExecuteError
+from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 
 from vmimage.errors import HostError, VerifyError
 from vmimage.host import Accelerator, find_uefi
@@ -28,6 +27,15 @@ FIRMWARES: tuple[FirmwareName, ...] = ("bios", "uefi")
 
 QMP_SECONDS = 30.0
 FIRST_FD = 3
+
+
+# x86-64-v2 on an AMD processor: with `max`, emulation pays for AVX and for more of the kernel's mitigations.
+EMULATED_CPU = "qemu64,+cx16,+lahf-lm,+popcnt,+sse4.1,+sse4.2,+ssse3"
+
+
+def cpu_model(accelerator: Accelerator) -> str:
+    """Return QEMU's `-cpu` for an accelerator."""
+    return "host" if accelerator == "kvm" else EMULATED_CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +65,7 @@ def write_seed(path: Path, *, public_keys: Sequence[str], hostname: str, instanc
     user = {"ssh_authorized_keys": list(public_keys)}
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
-    for name, text in (
-        ("meta-data", yaml.safe_dump(meta)),
-        ("user-data", "#cloud-config\n" + yaml.safe_dump(user)),
-    ):
+    for name, text in (("meta-data", yaml.safe_dump(meta)), ("user-data", "#cloud-config\n" + yaml.safe_dump(user))):
         data = text.encode()
         short = f"/{name.replace('-', '').upper()[:8]}.;1"
         iso.add_fp(BytesIO(data), len(data), short, rr_name=name, joliet_path=f"/{name}")
@@ -85,7 +90,7 @@ def qemu_command(hardware: Hardware, *, disk: Path, seed: Path, serial: Path, fo
     restrict = ",restrict=on" if hardware.restrict else ""
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-name", "vmimage"]
     command += ["-machine", "q35", "-accel", hardware.accelerator]
-    command += ["-cpu", "host" if hardware.accelerator == "kvm" else "max"]
+    command += ["-cpu", cpu_model(hardware.accelerator)]
     command += ["-smp", str(hardware.cpus), "-m", str(hardware.memory)]
     command += ["-display", "none", "-vga", "std", "-device", "virtio-rng-pci"]
     command += ["-serial", f"file:{serial}"]
@@ -109,10 +114,42 @@ def qemu_value(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
+class Monitor:
+    """QEMU's control connection (QMP), for callers that are not asynchronous."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._client = QMPClient()
+
+    def connect(self, connection: socket.socket) -> None:
+        """Greet and negotiate on a connected socket.
+
+        Raises:
+            TimeoutError, ConnectError: QEMU does not answer.
+        """
+        self._runner.run(asyncio.wait_for(self._client.connect(connection), QMP_SECONDS))
+
+    def command(self, name: str, **arguments: object) -> object:
+        """Give a command and return its answer.
+
+        Raises:
+            ExecuteError: QEMU refuses it.
+            TimeoutError, QMPError: QEMU does not answer.
+        """
+        answer: object = self._runner.run(asyncio.wait_for(self._client.execute(name, arguments), QMP_SECONDS))
+        return answer
+
+    def close(self) -> None:
+        """End the connection; QEMU may be gone already."""
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            self._runner.run(self._client.disconnect())
+        self._runner.close()
+
+
 class Machine:
     """A running guest."""
 
-    def __init__(self, process: subprocess.Popen[str], monitor: QEMUMonitorProtocol, serial: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], monitor: Monitor, serial: Path) -> None:
         self._process = process
         self._monitor = monitor
         self.serial = serial
@@ -127,7 +164,7 @@ class Machine:
 
     def port(self, guest_port: int) -> int:
         """Return the port on this host's loopback that leads to a port of the guest."""
-        table = str(self._monitor.cmd("human-monitor-command", **{"command-line": "info usernet"}))
+        table = str(self._monitor.command("human-monitor-command", **{"command-line": "info usernet"}))
         for line in table.splitlines():
             # "  TCP[HOST_FORWARD]  12   127.0.0.1 45123   10.0.2.15    22     0     0"
             match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)", line)
@@ -138,8 +175,8 @@ class Machine:
     def screenshot(self, path: Path) -> bool:
         """Write the guest's screen as a PNG; returns whether that could be done."""
         try:
-            self._monitor.cmd("screendump", filename=str(path), format="png")
-        except (ExecuteError, OSError, EOFError):
+            self._monitor.command("screendump", filename=str(path), format="png")
+        except (ExecuteError, QMPError, OSError, EOFError):
             return False
         return True
 
@@ -169,19 +206,13 @@ def start(hardware: Hardware, *, disk: Path, seed: Path, folder: Path) -> Iterat
         command = qemu_command(hardware, disk=disk, seed=seed, serial=serial, folder=folder, qmp_fd=theirs.fileno())
         process = stack.enter_context(spawn(command, output=messages, pass_fds=[theirs.fileno()]))
         theirs.close()
-        monitor = QEMUMonitorProtocol(ours)
+        monitor = Monitor()
+        stack.callback(monitor.close)
         try:
-            monitor.settimeout(QMP_SECONDS)
-            monitor.connect()
+            monitor.connect(ours)
         except (OSError, EOFError, ConnectError, TimeoutError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=2)
             said = messages.read_text(errors="replace").strip()
             raise HostError(f"QEMU did not start: {said or error}", hint="run `invoke doctor`") from error
-        stack.callback(_close, monitor)
         yield Machine(process, monitor, serial)
-
-
-def _close(monitor: QEMUMonitorProtocol) -> None:
-    with contextlib.suppress(OSError, EOFError):
-        monitor.close()

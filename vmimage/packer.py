@@ -7,7 +7,6 @@ namespace it can be killed with Packer, its plugins and their QEMU at any moment
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,11 +35,7 @@ def write_plugins_file(templates: Path, folder: Path, packer_version: str) -> No
 
 
 def packer(
-    command: str,
-    folder: Path,
-    *args: str,
-    timeout: float,
-    on_line: Callable[[str], None] | None = None,
+    command: str, folder: Path, *args: str, timeout: float, on_line: Callable[[str], None] | None = None
 ) -> Completed:
     """Run `packer COMMAND ARGS FOLDER` through packerpy and wait for it; a failure is returned, not raised.
 
@@ -79,9 +74,8 @@ def main(command: str, folder: str, *args: str) -> int:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
-    process: subprocess.Popen[str] = PackerClient(folder, stream_file_dir=os.path.join(folder, "log"), log=logger).run(
-        command, *args
-    )
+    client = PackerClient(folder, stream_file_dir=str(Path(folder, "log")), log=logger)
+    process: subprocess.Popen[str] = client.run(command, *args)
     return process.wait()
 
 

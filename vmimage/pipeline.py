@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 from vmimage import PROJECT, host
@@ -16,29 +14,21 @@ from vmimage.console import Console, human_bytes
 from vmimage.disk import RawDisk
 from vmimage.errors import HostError, InputError
 from vmimage.machine import FIRMWARES
-from vmimage.plan import Plan, StagePlan, digests, make_plan
+from vmimage.plan import Plan, digests, make_plan
+from vmimage.provenance import manifest
 from vmimage.run import run
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
 from vmimage.stages.bake import DISK, make_bake, release_facts
-from vmimage.stages.base import PACKAGES, make_base
+from vmimage.stages.base import make_base
 from vmimage.stages.export import make_export
 from vmimage.stages.fetch import fetch, stored
 from vmimage.stages.release import Release, find_release, make_release
 from vmimage.stages.verify import VERDICT, Subject, image_facts, test_files, verify
 from vmimage.store import Result, Store
 
-VERIFY_EDITION = 1
-BUILD_TOOLS = (
-    "packer",
-    "qemu-system-x86_64",
-    "qemu-img",
-    "mmdebstrap",
-    "sfdisk",
-    "mkfs.vfat",
-    "mke2fs",
-    "unshare",
-)
+VERIFY_EDITION = 2
+BUILD_TOOLS = ("packer", "qemu-system-x86_64", "qemu-img", "mmdebstrap", "sfdisk", "mkfs.vfat", "mke2fs", "unshare")
 PLAN_TOOLS = ("packer", "qemu-img", "mmdebstrap", "mke2fs")
 KEPT_LOGS = 20
 
@@ -87,8 +77,8 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
     if removed:
         console.say(f"removed what a killed run left: {', '.join(removed)}")
 
-    with console.stage("fetch", f"{len(plan.files)} pinned files") as step:
-        files = fetch(plan.files, store, step)
+    with console.stage("fetch", f"{len(plan.files)} pinned files") as fetching:
+        files = fetch(plan.files, store, fetching)
 
     with console.stage("base", plan.base_stage.why) as step:
         base = store.get_or_make(
@@ -127,10 +117,7 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
         keep = console.log_dir / "verify" if console.log_dir else None
         inputs = verify_inputs(plan, str(file["sha256"]), tools, str(firmware.code))
         verified = store.get_or_make(
-            "verify",
-            inputs,
-            lambda work: verify(subject, work, accelerator, step, keep=keep),
-            on_wait=step.wait,
+            "verify", inputs, lambda work: verify(subject, work, accelerator, step, keep=keep), on_wait=step.wait
         )
         step.reused(verified.cached)
 
@@ -147,7 +134,7 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
                 export=export.path,
                 files=export.meta["files"],  # type: ignore[arg-type]
                 verdict=verdict,
-                manifest=manifest(plan, stages, tools),
+                manifest=manifest(plan, stages, files, fetching.seconds, tools),
                 dist=options.dist,
                 today=date.today(),  # noqa: DTZ011 - the user's day
             )
@@ -178,48 +165,6 @@ def verify_inputs(plan: Plan, digest: str, tools: Mapping[str, str], firmware: s
     }
 
 
-def manifest(plan: Plan, stages: Mapping[str, Result], tools: Mapping[str, str]) -> dict[str, object]:
-    """Return what a release says of how it was made."""
-    return {
-        "summary": plan.image.summary,
-        "arch": plan.base.arch,
-        "suite": plan.base.suite,
-        "disk_bytes": plan.disk_bytes,
-        "machine": plan.image.machine.model_dump(),
-        "components": list(plan.image.components),
-        "released": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": git_state(),
-        "pins": {file.name: {"version": file.version, "sha256": file.sha256} for file in plan.files},
-        "packages": json.loads((stages["base"].path / PACKAGES).read_text()),
-        "tools": {**tools, "python": platform.python_version()},
-        "host": {"system": platform.platform(), "cpus": os.cpu_count()},
-        "build_key": stages["bake"].meta["build_key"],
-        "stages": {
-            name: {
-                "key": result.key,
-                "cached": result.cached,
-                "seconds": result.meta["seconds"],
-                "peak_disk_bytes": result.meta["peak_bytes"],
-            }
-            for name, result in stages.items()
-        },
-        "inputs": {stage.stage: stage.inputs for stage in (plan.base_stage, plan.bake_stage, plan.export_stage)},
-    }
-
-
-def git_state() -> dict[str, object]:
-    """Return the commit of the sources, and whether files differ from it; empty outside a git checkout."""
-    if not shutil.which("git"):
-        return {}
-    # The checkout may belong to another user than the one who builds; git would then refuse to look at it.
-    git = ["git", "-C", str(PROJECT), "-c", f"safe.directory={PROJECT}"]
-    commit = run([*git, "rev-parse", "HEAD"], check=False)
-    if commit.returncode:
-        return {}
-    changed = run([*git, "status", "--porcelain"], check=False).output
-    return {"commit": commit.output.strip(), "changed": changed.splitlines()}
-
-
 def check_free_space(folder: Path) -> None:
     """Refuse to start on a disk that is too small.
 
@@ -234,29 +179,19 @@ def check_free_space(folder: Path) -> None:
         )
 
 
-def planned(plan: Plan, store: Store) -> list[tuple[str, str, str]]:
+def planned(plan: Plan, store: Store, dist: Path) -> list[tuple[str, str, str]]:
     """Return (stage, state, what and why) for every stage, as `invoke plan` shows it."""
     rows = []
     for file in plan.files:
-        state = "cached" if stored(file, store) else "fetch"
-        rows.append(
-            (
-                "fetch",
-                state,
-                f"{file.name} {file.version}, from the first that serves it: {len(file.sources)} locations",
-            )
-        )
-    stages: tuple[StagePlan, ...] = (plan.base_stage, plan.bake_stage, plan.export_stage)
-    for stage in stages:
+        cached = stored(file, store)
+        where = "in the cache" if cached else f"from the first that serves it: {', '.join(map(str, file.sources))}"
+        rows.append(("fetch", "cached" if cached else "fetch", f"{file.name} {file.version} {where}"))
+    for stage in (plan.base_stage, plan.bake_stage, plan.export_stage):
         found = store.find(stage.stage, stage.inputs)
         rows.append((stage.stage, "cached" if found else "make", f"{stage.why} [{stage.key}]"))
-    rows.append(
-        (
-            "verify",
-            "check",
-            f"boots every exported file as {' and '.join(FIRMWARES)}; kept per file and checks",
-        )
-    )
+    rows.append(("verify", "check", f"boots every exported file as {' and '.join(FIRMWARES)}, unless it passed before"))
+    done = find_release(dist, plan.name, plan.export_stage.key)
+    rows.append(("release", "done" if done else "make", str(done.path if done else dist / plan.name)))
     return rows
 
 
@@ -288,8 +223,7 @@ def verify_file(path: Path, options: Options, store: Store, console: Console) ->
     kind = described["format"]
     if "backing-filename" in described:
         raise InputError(
-            f"{path} is an overlay on {described['backing-filename']}",
-            hint="flatten it with qemu-img convert",
+            f"{path} is an overlay on {described['backing-filename']}", hint="flatten it with qemu-img convert"
         )
     beside = path.parent / releasing.MANIFEST
     known = json.loads(beside.read_text()) if beside.is_file() else {}

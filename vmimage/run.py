@@ -51,13 +51,7 @@ def confined(argv: Sequence[str | Path], confine: Confine, *, is_root: bool | No
     root = os.geteuid() == 0 if is_root is None else is_root
     command = ["setpriv", "--pdeathsig", "KILL"]
     if confine is Confine.TREE:
-        command += [
-            "unshare",
-            *([] if root else ["--user", "--map-current-user"]),
-            "--fork",
-            "--pid",
-            "--kill-child",
-        ]
+        command += ["unshare", *([] if root else ["--user", "--map-current-user"]), "--fork", "--pid", "--kill-child"]
     elif confine is Confine.FAKE_ROOT:
         command += ["unshare", *([] if root else ["--map-auto", "--map-root-user"])]
         command += ["--fork", "--pid", "--kill-child", "--mount"]

@@ -58,8 +58,7 @@ def require_free(ports: Mapping[str, int]) -> None:
                 taken.append(f"{port} ({name})")
     if taken:
         raise HostError(
-            f"in use on localhost: {', '.join(taken)}",
-            hint="stop what listens there, or choose others: --ssh-port …",
+            f"in use on localhost: {', '.join(taken)}", hint="stop what listens there, or choose others: --ssh-port …"
         )
 
 

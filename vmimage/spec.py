@@ -232,7 +232,8 @@ def _known_keys(path: YamlPath) -> list[str]:
     schema = Spec.model_json_schema()
     node = _resolved(schema, schema)
     for part in path:
-        inner = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items")
+        named = next(iter(node.get("patternProperties", {}).values()), None)
+        inner = node.get("properties", {}).get(part) or named or node.get("additionalProperties") or node.get("items")
         node = _resolved(inner, schema) if isinstance(inner, dict) else {}
     return list(node.get("properties", {}))
 

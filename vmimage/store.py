@@ -69,8 +69,7 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HostError(
-                f"cannot write to the cache {root}: {error.strerror}",
-                hint="set VMIMAGE_CACHE to another folder",
+                f"cannot write to the cache {root}: {error.strerror}", hint="set VMIMAGE_CACHE to another folder"
             ) from error
 
     @contextlib.contextmanager

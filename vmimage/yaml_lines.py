@@ -68,11 +68,7 @@ def parse(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         document.problems.append(
-            Problem(
-                line=mark.line + 1 if mark else 1,
-                path=(),
-                message=f"not YAML: {error.problem or error.context}",
-            )
+            Problem(line=mark.line + 1 if mark else 1, path=(), message=f"not YAML: {error.problem or error.context}")
         )
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         document.problems.append(Problem(line=1, path=(), message=f"not YAML: {error}"))
@@ -95,11 +91,7 @@ def _build(
 
 
 def _build_mapping(
-    loader: yaml.SafeLoader,
-    node: yaml.MappingNode,
-    path: YamlPath,
-    document: Document,
-    parents: frozenset[int],
+    loader: yaml.SafeLoader, node: yaml.MappingNode, path: YamlPath, document: Document, parents: frozenset[int]
 ) -> dict[str, object]:
     mapping: dict[str, object] = {}
     for key_node, value_node in node.value:

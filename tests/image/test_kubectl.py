@@ -20,4 +20,6 @@ def test_kubectl_works_without_a_cluster(host: Host) -> None:
 
 
 def test_kubectl_completion(host: Host) -> None:
-    assert "__start_kubectl" in host.check_output("bash -ic 'complete -p kubectl' 2>/dev/null")
+    # What bash does at the first Tab.
+    shown = host.check_output("bash -ic '_comp_load kubectl; complete -p kubectl' 2>/dev/null")
+    assert "__start_kubectl" in shown

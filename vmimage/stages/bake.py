@@ -19,7 +19,7 @@ from vmimage.console import Step
 from vmimage.disk import RawDisk
 from vmimage.errors import BuildError, FetchError, HostError
 from vmimage.host import Accelerator, tool_version
-from vmimage.machine import qemu_value
+from vmimage.machine import cpu_model, qemu_value
 from vmimage.packer import packer, plugins_ready, write_plugins_file
 from vmimage.plan import Plan
 from vmimage.render import render
@@ -46,6 +46,9 @@ KERNEL_ARGUMENTS = [
     "root=LABEL=root",
     "rw",
     "console=ttyS0",
+    # No more than what answers ssh.
+    "systemd.unit=ssh.service",
+    "systemd.wants=systemd-networkd.service",
     "cloud-init=disabled",
     "systemd.firstboot=off",
     "systemd.mount-extra=tmpfs:/root/.ssh:tmpfs:mode=0700",
@@ -63,7 +66,7 @@ def qemu_arguments(
         ("-kernel", str(kernel)),
         ("-initrd", str(initrd)),
         ("-append", " ".join(KERNEL_ARGUMENTS)),
-        ("-cpu", "host" if accelerator == "kvm" else "max"),
+        ("-cpu", cpu_model(accelerator)),
         # restrict: the guest reaches nothing outside; the forwarded port listens on this host's loopback only.
         ("-netdev", "user,id=user.0,restrict=on,hostfwd=tcp:127.0.0.1:{{ .SSHHostPort }}-:22"),
         ("-device", "virtio-net-pci,netdev=user.0"),
@@ -216,23 +219,8 @@ def write_payload(plan: Plan, files: Mapping[str, Path], folder: Path, image: Pa
     (folder / "release.json").write_text(json.dumps(release_facts(plan), indent=2) + "\n")
     (folder / "env").write_text(environment(plan))
     size = disk_use(folder) * 11 // 10 + PAYLOAD_SLACK
-    argv = [
-        "mke2fs",
-        "-q",
-        "-F",
-        "-t",
-        "ext4",
-        "-O",
-        "^has_journal",
-        "-m",
-        "0",
-        "-L",
-        PAYLOAD_LABEL,
-        "-d",
-        folder,
-        image,
-    ]
-    run([*argv, f"{size // 1024}k"], confine=Confine.FAKE_ROOT)
+    ext4 = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", PAYLOAD_LABEL]
+    run([*ext4, "-d", folder, image, f"{size // 1024}k"], confine=Confine.FAKE_ROOT)
     shutil.rmtree(folder)
 
 

@@ -31,6 +31,10 @@ ROOT_START = 128 * MIB
 GPT_TAIL = MIB
 TIMEOUT_SECONDS = 1800
 
+# Nothing in the image reads these; without man-db there is no `man`. Copyright files must come along.
+UNPACKED_NOT = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/doc/*", "/usr/share/locale/*")
+UNPACKED_STILL = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
+
 # Partition types: https://uapi-group.org/specifications/specs/discoverable_partitions_specification/
 SFDISK_SCRIPT = f"""\
 label: gpt
@@ -54,6 +58,8 @@ def mmdebstrap_command(plan: Plan, tree: Path) -> list[str]:
         "--aptopt=Apt::Install-Recommends false",
         # No flush after every file: a base that was cut short is thrown away.
         "--dpkgopt=force-unsafe-io",
+        *(f"--dpkgopt=path-exclude={path}" for path in UNPACKED_NOT),
+        *(f"--dpkgopt=path-include={path}" for path in UNPACKED_STILL),
         f"--customize-hook={PROJECT / 'provision' / 'base.sh'}",
         plan.base.suite,
         str(tree),
@@ -68,7 +74,7 @@ def make_base(plan: Plan, work: Path, step: Step) -> Mapping[str, object]:
     run(
         mmdebstrap_command(plan, tree),
         confine=Confine.FAKE_ROOT,
-        env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8"},
+        env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8", "INITRD": "No"},
         timeout=TIMEOUT_SECONDS,
         on_line=lambda line: step.now(line.removeprefix("I: ")) if line.startswith("I: ") else None,
     )

@@ -30,11 +30,11 @@ BACKOFF_SECONDS = 0.5
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 PIP_SECONDS = 600.0
-CHUNK = 1 << 20
+CHUNK = 64 << 10  # a broken connection loses at most this much
 PARALLEL = 4
 MAX_MEMBER_BYTES = 4 << 30
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int | None], None]
 
 
 class _UnavailableError(Exception):
@@ -91,7 +91,7 @@ def _fetch(file: PinnedFile, store: Store, step: Step) -> None:
         with store.workspace("fetch") as work:
             try:
                 step.now(f"{file.name} {file.version} from {source}")
-                got = _obtain(source, file, store, work, step.bar(f"{file.name} {file.version}", None))
+                got = _obtain(source, file, store, work, step.bar(f"{file.name} {file.version}"))
                 actual = sha256_file(got)
                 if actual != file.sha256:
                     _partial(source, file, store).unlink(missing_ok=True)
@@ -174,9 +174,11 @@ def download(url: str, to: Path, progress: Progress) -> None:
 
 
 def _copy(answer: requests.Response, file: IO[bytes], progress: Progress) -> None:
+    length = answer.headers.get("Content-Length", "")
+    total = file.tell() + int(length) if length.isdigit() else None
     for chunk in answer.iter_content(CHUNK):
         file.write(chunk)
-        progress(file.tell())
+        progress(file.tell(), total)
 
 
 def _plain_words(error: requests.exceptions.ConnectionError, url: str) -> str:

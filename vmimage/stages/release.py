@@ -113,11 +113,7 @@ def make_release(
             source = export / str(facts["name"])
             name = f"{plan.name}-{version}-{plan.base.arch}.{kind}"
             place(source, work / name)
-            released[kind] = {
-                "name": name,
-                "bytes": facts["bytes"],
-                "sha256": require_verdict(verdict, work / name),
-            }
+            released[kind] = {"name": name, "bytes": facts["bytes"], "sha256": require_verdict(verdict, work / name)}
         content = {"image": plan.name, "version": version, **manifest, "files": released, "verdict": verdict}
         (work / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         values = {"manifest": content, "plan": plan, "qcow2": released.get("qcow2"), "size": human_bytes}

@@ -7,6 +7,7 @@ from outside for what must not be there (`test_hygiene.py`).
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import sys
@@ -75,10 +76,17 @@ class Check:
 
 
 def test_files(facts: Mapping[str, object]) -> list[str]:
-    """Return the files of tests/image that run inside a machine: one for each component."""
+    """Return the files of tests/image that run inside machines: one for each component."""
     components = facts.get("components", [])
     assert isinstance(components, Sequence)  # noqa: S101 - release.json, checked by image_facts
     return [*MACHINE_TESTS, *(f"test_{component}.py" for component in components)]
+
+
+def dealt_tests(facts: Mapping[str, object], machine: int, machines: int) -> list[str]:
+    """Return the files to run in one of some machines: those about machines in each, a component in one of them."""
+    tests = test_files(facts)
+    own = len(MACHINE_TESTS)
+    return [*tests[:own], *tests[own:][machine::machines]]
 
 
 def image_facts(disk: RawDisk, work: Path) -> Mapping[str, object]:
@@ -164,6 +172,12 @@ def verify(
     return verdict
 
 
+def machine_cpus(wanted: int, accelerator: Accelerator) -> int:
+    """Return how many processors a machine gets: emulated ones beyond the host's own only wait for each other."""
+    share = max(1, (os.cpu_count() or 1) // len(FIRMWARES))
+    return wanted if accelerator == "kvm" else min(wanted, share)
+
+
 def _check_disk(subject: Subject, work: Path, step: Step) -> Check:
     """Run the tests that look at the disk from outside."""
     check = Check(machine="disk")
@@ -196,7 +210,7 @@ def _check_machine(
     hardware = Hardware(
         firmware=firmware,
         accelerator=accelerator,
-        cpus=subject.cpus,
+        cpus=machine_cpus(subject.cpus, accelerator),
         memory=size_bytes(subject.memory) >> 20,
         forwards={22: 0},
     )
@@ -231,7 +245,8 @@ def _check_machine(
                 "  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n"
             )
             hosts = [f"--hosts=paramiko://{USER}@127.0.0.1:{port}", f"--ssh-config={config}"]
-            _run_tests(test_files(subject.facts), context, hosts, folder, check, step)
+            tests = dealt_tests(subject.facts, FIRMWARES.index(firmware), len(FIRMWARES))
+            _run_tests(tests, context, hosts, folder, check, step)
     except HostError:
         raise
     except (VmimageError, OSError) as error:
@@ -250,22 +265,14 @@ def _identity(port: int, key: Path) -> dict[str, str]:
     """Read what two clones must not share."""
     found = {}
     with connect(port, USER, key) as client:
-        for name, command in (
-            ("machine-id", "cat /etc/machine-id"),
-            ("host-keys", "cat /etc/ssh/ssh_host_*_key.pub"),
-        ):
+        for name, command in (("machine-id", "cat /etc/machine-id"), ("host-keys", "cat /etc/ssh/ssh_host_*_key.pub")):
             _, stdout, _ = client.exec_command(command, timeout=60)
             found[name] = stdout.read().decode().strip()
     return found
 
 
 def _run_tests(
-    files: Sequence[str],
-    context: Mapping[str, object],
-    hosts: Sequence[str],
-    folder: Path,
-    check: Check,
-    step: Step,
+    files: Sequence[str], context: Mapping[str, object], hosts: Sequence[str], folder: Path, check: Check, step: Step
 ) -> None:
     """Run files of tests/image in a pytest of their own, and read what it reports."""
     junit, context_file = folder / "junit.xml", folder / "context.json"
@@ -281,13 +288,7 @@ def _run_tests(
         "-v",
         "--tb=short",
     ]
-    argv += [
-        f"--context={context_file}",
-        f"--junitxml={junit}",
-        "-o",
-        f"junit_suite_name={check.machine}",
-        *hosts,
-    ]
+    argv += [f"--context={context_file}", f"--junitxml={junit}", "-o", f"junit_suite_name={check.machine}", *hosts]
     paths = [str(PROJECT / "tests" / "image" / file) for file in files]
     done = run([*argv, *paths], cwd=PROJECT, timeout=TEST_SECONDS, check=False)
     read_junit(junit, check)

@@ -1,0 +1,63 @@
+"""A small project to plan and fetch in, beside the real one."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+IMAGES = """\
+default: small
+bases:
+  trixie:
+    suite: trixie
+    packages: [systemd, openssh-server]
+pins:
+  tool:
+    version: v1.2.3+x1
+    sha256:
+      amd64: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+    locations:
+      - url: https://downloads.invalid/{version}/tool-{arch}.tar.gz
+        member: ["linux-{arch}/tool"]
+      - pypi: a-distribution==2.0.0
+        arch: amd64
+        member: [inner.tgz, package/tool]
+components:
+  tool:
+    summary: a tool
+    step: 20-tool.sh
+    pins: [tool]
+    packages: [fuse3]
+images:
+  small:
+    summary: a small image
+    base: trixie
+    components: [tool]
+    disk: 8 GiB
+    formats:
+      qcow2: {}
+"""
+
+FILES = {
+    "images.yaml": IMAGES,
+    "provision/run-step": "#!/bin/sh\n",
+    "provision/base.sh": "#!/bin/sh\n",
+    "provision/20-tool.sh": "#!/bin/sh\n",
+    "provision/99-seal.sh": "#!/bin/sh\n",
+    "provision/files/20-tool/etc/tool.conf": "a = 1\n",
+    "packer/image.pkr.hcl.j2": "",
+    "tests/image/test_tool.py": "",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with one image, one component and one pin."""
+    root = tmp_path / "project"
+    for name, text in FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return root

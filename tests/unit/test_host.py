@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vmimage import host
+from vmimage.errors import HostError, InputError
+from vmimage.host import (
+    debian_mirrors,
+    find_accelerator,
+    find_uefi,
+    probe_accelerator,
+    probe_passed,
+    require,
+    tool_version,
+    tools,
+    version_tuple,
+)
+from vmimage.run import Completed
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)", (7, 2, 22)),
+        ("Packer v1.6.6", (1, 6, 6)),
+        ("mke2fs 1.47.0 (5-Feb-2023)\n\tUsing EXT2FS Library version 1.47.0", (1, 47, 0)),
+        ("none", ()),
+    ],
+)
+def test_versions(text: str, version: tuple[int, ...]) -> None:
+    assert version_tuple(text) == version
+
+
+def test_every_tool_has_a_reason_and_tells_its_version() -> None:
+    for tool in tools():
+        assert tool.package
+        assert tool.why
+        if tool.minimum:
+            assert version_tuple(tool_version(tool.program)) >= version_tuple(tool.minimum), tool
+
+
+def test_missing_tools_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(HostError) as refused:
+        require(["packer", "mke2fs"])
+    assert "packer: not installed, needed since it bakes the image" in refused.value.message
+    assert "mke2fs: not installed" in refused.value.message
+    assert "./bootstrap" in refused.value.hint
+    assert refused.value.exit_code == 3
+
+
+def test_old_tool_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "tool_version", lambda name: "1.5.9")
+    with pytest.raises(HostError, match=r"packer: 1\.5\.9 is older than 1\.6\.6"):
+        require(["packer"])
+
+
+# --- Accelerator
+
+
+def test_emulation_runs_the_probe() -> None:
+    assert probe_passed(probe_accelerator("tcg"))
+
+
+def test_probe_notices_guest_code_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    halt = b"\xfa\xeb\xfe".ljust(510, b"\0") + b"\x55\xaa"
+    monkeypatch.setattr(host, "PROBE_SECTOR", halt)
+    monkeypatch.setattr(host, "PROBE_SECONDS", 1.0)
+    assert not probe_passed(probe_accelerator("tcg"))
+
+
+def test_accelerator_that_hangs_is_passed_over_and_the_answer_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def probe(name: str) -> str:
+        asked.append(name)
+        return name
+
+    monkeypatch.setattr(host, "probe_accelerator", probe)
+    monkeypatch.setattr(host, "probe_passed", lambda done: done == "tcg")
+    monkeypatch.setattr("os.access", lambda *args: True)
+    state = tmp_path / "accelerator.json"
+    assert find_accelerator(state) == "tcg"
+    assert find_accelerator(state) == "tcg"
+    assert asked == ["kvm", "tcg"]
+    state.write_text(state.read_text().replace("kvm=True", "kvm=False"))
+    assert find_accelerator(state) == "tcg"
+    assert asked == ["kvm", "tcg"] * 2, "another host is probed anew"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"subject": 1}', '"x"'])
+def test_damaged_memory_of_the_accelerator_is_no_error(tmp_path: Path, text: str) -> None:
+    state = tmp_path / "accelerator.json"
+    state.write_text(text)
+    assert find_accelerator(state, "tcg") == "tcg"
+    assert host.remembered_accelerator(state, "subject") is None
+
+
+def test_override(tmp_path: Path) -> None:
+    assert find_accelerator(tmp_path / "none", "kvm") == "kvm"
+    with pytest.raises(InputError, match="hvf"):
+        find_accelerator(tmp_path / "none", "hvf")
+
+
+# --- Firmware
+
+
+def descriptor(folder: Path, name: str, **changes: object) -> None:
+    folder.mkdir(exist_ok=True)
+    for file in ("code.fd", "vars.fd"):
+        (folder / f"{name}-{file}").write_text("")
+    content = {
+        "interface-types": ["uefi"],
+        "mapping": {
+            "device": "flash",
+            "executable": {"filename": str(folder / f"{name}-code.fd"), "format": "raw"},
+            "nvram-template": {"filename": str(folder / f"{name}-vars.fd"), "format": "raw"},
+        },
+        "targets": [{"architecture": "x86_64", "machines": ["pc-q35-*"]}],
+        "features": ["acpi-s3"],
+    }
+    (folder / f"{name}.json").write_text(json.dumps(content | changes))
+
+
+def test_firmware_is_the_first_that_suits(tmp_path: Path) -> None:
+    descriptor(tmp_path, "10-arm", targets=[{"architecture": "aarch64", "machines": ["virt-*"]}])
+    descriptor(tmp_path, "20-secure", features=["secure-boot"])
+    descriptor(tmp_path, "30-memory", mapping={"device": "memory", "filename": "x"})
+    (tmp_path / "40-broken.json").write_text("{")
+    descriptor(
+        tmp_path, "50-gone", mapping={"executable": {"filename": "/none"}, "nvram-template": {"filename": "/none"}}
+    )
+    descriptor(tmp_path, "60-good")
+    descriptor(tmp_path, "70-later")
+    assert find_uefi([tmp_path]).code == tmp_path / "60-good-code.fd"
+
+
+def test_no_firmware(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="no UEFI firmware"):
+        find_uefi([tmp_path])
+
+
+# --- Mirrors
+
+
+def test_debian_mirror_override() -> None:
+    assert debian_mirrors("trixie", "http://m.invalid/debian") == ["deb http://m.invalid/debian trixie main"]
+    assert debian_mirrors("trixie", "deb [trusted=yes] http://a trixie main; http://b") == [
+        "deb [trusted=yes] http://a trixie main",
+        "deb http://b trixie main",
+    ]
+    with pytest.raises(InputError, match="neither a URL nor"):
+        debian_mirrors("trixie", "m.invalid")
+
+
+@pytest.mark.parametrize(
+    ("shown", "lines"),
+    [
+        ("Debian|Debian|http://m/debian/\nDebian|Debian-Security|http://m/sec/\nX|Y|http://z/",
+         ["deb http://m/debian/ trixie main", "deb http://m/debian/ trixie-updates main",
+          "deb http://m/sec/ trixie-security main"]),
+        ("Debian|Debian|http://m/debian/", []),
+        ("Ubuntu|Ubuntu|http://u/", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_debian_mirrors_of_the_host(monkeypatch: pytest.MonkeyPatch, shown: str, lines: list[str]) -> None:
+    monkeypatch.setattr(host, "run", lambda *a, **k: Completed(argv=(), returncode=0, output=shown, seconds=0))
+    assert debian_mirrors("trixie", None) == lines

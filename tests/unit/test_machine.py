@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pycdlib
+import pytest
+import yaml
+
+from vmimage.errors import HostError
+from vmimage.machine import Hardware, Machine, make_overlay, qemu_command, qemu_value, start, write_seed
+from vmimage.run import run
+
+TCG = Hardware(accelerator="tcg", forwards={22: 0, 80: 8080}, memory=64, cpus=1)
+
+
+def command(hardware: Hardware, folder: Path) -> str:
+    paths = {"disk": folder / "a,b.qcow2", "seed": folder / "seed.iso", "serial": folder / "serial.log"}
+    return " ".join(qemu_command(hardware, **paths, folder=folder, qmp_fd=7))
+
+
+def test_forwards_listen_on_loopback_only_and_the_guest_is_shut_in(tmp_path: Path) -> None:
+    text = command(TCG, tmp_path)
+    assert "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:8080-:80" in text
+    assert "-nodefaults -no-user-config" in text
+    assert "-accel tcg" in text
+
+
+def test_a_user_may_let_the_guest_out(tmp_path: Path) -> None:
+    assert "restrict" not in command(Hardware(accelerator="kvm", forwards={}, restrict=False), tmp_path)
+
+
+def test_uefi_gets_its_own_copy_of_the_variables(tmp_path: Path) -> None:
+    text = command(Hardware(accelerator="tcg", forwards={}, firmware="uefi"), tmp_path)
+    assert f"unit=1,file={tmp_path}/uefi-variables.fd" in text
+    assert (tmp_path / "uefi-variables.fd").stat().st_size > 0
+    assert "pflash" not in command(TCG, tmp_path)
+
+
+def test_commas_in_paths_are_doubled() -> None:
+    assert qemu_value(Path("/a,b/c")) == "/a,,b/c"
+
+
+def test_seed_is_what_cloud_init_looks_for(tmp_path: Path) -> None:
+    seed = tmp_path / "seed.iso"
+    write_seed(seed, public_keys=["ssh-ed25519 AAAA me: {x}"], hostname="box", instance_id="i-1")
+    iso = pycdlib.PyCdlib()
+    iso.open(str(seed))
+    texts = {}
+    for name in ("meta-data", "user-data"):
+        with iso.open_file_from_iso(rr_path=f"/{name}") as file:
+            texts[name] = file.read().decode()
+    assert iso.pvd.volume_identifier.strip() == b"cidata"
+    iso.close()
+    assert yaml.safe_load(texts["meta-data"]) == {"instance-id": "i-1", "local-hostname": "box"}
+    assert texts["user-data"].startswith("#cloud-config\n")
+    assert yaml.safe_load(texts["user-data"]) == {"ssh_authorized_keys": ["ssh-ed25519 AAAA me: {x}"]}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """An overlay on a disk that writes to the serial port and halts."""
+    # mov dx, 0x3f8; mov al, 'A'; out dx, al; cli; hlt
+    code = b"\xba\xf8\x03\xb0\x41\xee\xfa\xf4"
+    raw = tmp_path / "disk.raw"
+    raw.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    make_overlay(raw, "raw", tmp_path / "overlay.qcow2", grow_by=1 << 20)
+    write_seed(tmp_path / "seed.iso", public_keys=[], hostname="x", instance_id="x")
+    return tmp_path / "overlay.qcow2"
+
+
+def test_overlay_is_larger_than_its_disk(disk: Path) -> None:
+    assert '"virtual-size": 2097664' in run(["qemu-img", "info", "--output=json", disk]).output
+
+
+def test_a_real_guest(disk: Path, tmp_path: Path) -> None:
+    with start(TCG, disk=disk, seed=tmp_path / "seed.iso", folder=tmp_path) as machine:
+        assert machine.alive()
+        port = machine.port(22)
+        with socket.create_connection(("127.0.0.1", port), timeout=10):
+            pass
+        assert machine.screenshot(tmp_path / "screen.png")
+        assert (tmp_path / "screen.png").read_bytes().startswith(b"\x89PNG")
+        pid = machine._process.pid
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_qemu_that_does_not_start_says_why(tmp_path: Path, disk: Path) -> None:
+    with (
+        pytest.raises(HostError, match=r"none\.qcow2"),
+        start(TCG, disk=tmp_path / "none.qcow2", seed=tmp_path / "seed.iso", folder=tmp_path),
+    ):
+        pass
+
+
+def test_console_tail_has_no_control_sequences(tmp_path: Path) -> None:
+    serial = tmp_path / "serial.log"
+    serial.write_bytes(b"\x1b[2J\x1b[01;01HGRUB\r\n\n[\x1b[0;32m  OK  \x1b[0m] Started x\r\n\xff\xfe\n")
+    machine = Machine(None, None, serial)  # type: ignore[arg-type]
+    assert machine.console_tail() == "GRUB\n[  OK  ] Started x"

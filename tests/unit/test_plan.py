@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from vmimage.errors import InputError
+from vmimage.plan import Plan, Source, make_plan, period
+from vmimage.spec import load_spec
+
+TOOLS = {"packer": "1.6.6", "qemu-img": "7.2", "mmdebstrap": "1.3.5", "mke2fs": "1.47.0"}
+MONDAY = date(2026, 11, 23)
+
+
+def planned(
+    project: Path, *, mirrors: Sequence[str] = (), debian_mirrors: Sequence[str] = (), today: date = MONDAY
+) -> Plan:
+    spec = load_spec(project / "images.yaml")
+    return make_plan(
+        spec, None, project=project, mirrors=mirrors, debian_mirrors=debian_mirrors, tools=TOOLS, today=today
+    )
+
+
+def keys(plan: Plan) -> tuple[str, str, str]:
+    return plan.base_stage.key, plan.bake_stage.key, plan.export_stage.key
+
+
+def changed(project: Path, before: Plan, after: Plan) -> list[str]:
+    names = ("base", "bake", "export")
+    return [name for name, old, new in zip(names, keys(before), keys(after), strict=True) if old != new]
+
+
+def test_what_is_planned(project: Path) -> None:
+    plan = planned(project)
+    assert plan.name == "small"
+    assert plan.steps == ("20-tool.sh", "99-seal.sh")
+    assert plan.packages == ("systemd", "openssh-server", "fuse3")
+    assert plan.versions == {"tool": "v1.2.3+x1"}
+    assert plan.disk_bytes == 8 << 30
+
+
+def test_locations_are_filled_in_and_percent_encoded(project: Path) -> None:
+    (file,) = planned(project).files
+    assert file.sources == (
+        Source(
+            kind="url", where="https://downloads.invalid/v1.2.3%2Bx1/tool-amd64.tar.gz", members=("linux-amd64/tool",)
+        ),
+        Source(kind="pypi", where="a-distribution==2.0.0", members=("inner.tgz", "package/tool")),
+    )
+
+
+def test_location_of_another_architecture_is_left_out(project: Path) -> None:
+    path = project / "images.yaml"
+    path.write_text(path.read_text().replace("        arch: amd64", "        arch: arm64"))
+    (file,) = planned(project).files
+    assert [source.kind for source in file.sources] == ["url"]
+
+
+def test_mirrors_come_first_by_our_name_and_by_upstreams(project: Path) -> None:
+    (file,) = planned(project, mirrors=["https://mirror.invalid/x/", "/srv/files"]).files
+    assert [(source.kind, source.where, source.members) for source in file.sources[:4]] == [
+        ("url", "https://mirror.invalid/x/tool-v1.2.3%2Bx1-amd64", ()),
+        ("url", "https://mirror.invalid/x/tool-amd64.tar.gz", ("linux-amd64/tool",)),
+        ("path", "/srv/files/tool-v1.2.3+x1-amd64", ()),
+        ("path", "/srv/files/tool-amd64.tar.gz", ("linux-amd64/tool",)),
+    ]
+    assert len(file.sources) == 6
+
+
+def test_same_inputs_same_keys(project: Path) -> None:
+    assert keys(planned(project)) == keys(planned(project))
+
+
+def test_mirrors_of_pins_change_no_key_since_the_digest_decides(project: Path) -> None:
+    assert not changed(project, planned(project), planned(project, mirrors=["/srv"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("provision/base.sh", ["base", "bake", "export"]),
+        ("provision/20-tool.sh", ["bake", "export"]),
+        ("provision/99-seal.sh", ["bake", "export"]),
+        ("provision/run-step", ["bake", "export"]),
+        ("provision/files/20-tool/etc/tool.conf", ["bake", "export"]),
+        ("packer/image.pkr.hcl.j2", ["bake", "export"]),
+        ("tests/image/test_tool.py", []),
+    ],
+)
+def test_a_changed_file_changes_what_reads_it(project: Path, name: str, expected: list[str]) -> None:
+    before = planned(project)
+    (project / name).write_text("# changed\n")
+    assert changed(project, before, planned(project)) == expected
+
+
+def test_mode_of_a_file_counts(project: Path) -> None:
+    before = planned(project)
+    (project / "provision/20-tool.sh").chmod(0o755)
+    assert changed(project, before, planned(project)) == ["bake", "export"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("[systemd, openssh-server]", "[systemd, openssh-server, less]", ["base", "bake", "export"]),
+        ("version: v1.2.3+x1", "version: v1.2.4", ["bake", "export"]),
+        ("disk: 8 GiB", "disk: 9 GiB", ["bake", "export"]),
+        ("qcow2: {}", "qcow2: {compression: zlib}", ["export"]),
+        ("summary: a tool", "summary: the tool", []),
+    ],
+)
+def test_a_changed_key_changes_what_depends_on_it(project: Path, old: str, new: str, expected: list[str]) -> None:
+    before = planned(project)
+    path = project / "images.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    assert changed(project, before, planned(project)) == expected
+
+
+def test_base_is_made_anew_in_another_week(project: Path) -> None:
+    assert not changed(project, planned(project), planned(project, today=date(2026, 11, 29)))
+    assert "base" in changed(project, planned(project), planned(project, today=date(2026, 11, 30)))
+
+
+def test_periods() -> None:
+    assert period("weekly", date(2027, 1, 1)) == "2026-W53"
+    assert period("daily", MONDAY) == "2026-11-23"
+    assert period("never", MONDAY) == "always"
+
+
+def test_disk_smaller_than_the_base(project: Path) -> None:
+    path = project / "images.yaml"
+    path.write_text(path.read_text().replace("disk: 8 GiB", "disk: 4 GiB"))
+    with pytest.raises(InputError, match=r"images\.small\.disk: 4 GiB is less than 8 GiB"):
+        planned(project)
+
+
+def test_missing_file_of_the_project(project: Path) -> None:
+    (project / "provision/run-step").unlink()
+    with pytest.raises(InputError, match="run-step"):
+        planned(project)

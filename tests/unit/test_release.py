@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from vmimage import PROJECT
+from vmimage.errors import InputError, VerifyError
+from vmimage.plan import Plan, make_plan
+from vmimage.spec import load_spec
+from vmimage.stages import release as releasing
+from vmimage.stages.release import Release, choose, find_release, make_release, releases, sweep
+
+BODY = b"an image"
+DIGEST = hashlib.sha256(BODY).hexdigest()
+VERDICT = {
+    "passed": True,
+    "sha256": DIGEST,
+    "accelerator": "tcg",
+    "checks": [{"machine": "virtio-bios", "seconds_to_ssh": 60.1, "tests": 20, "failures": []}],
+}
+DAY = date(2026, 11, 23)
+
+
+@pytest.fixture
+def plan() -> Plan:
+    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs"), "1.0")
+    return make_plan(load_spec(PROJECT / "images.yaml"), "toolbox", project=PROJECT, tools=tools, today=DAY)
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "toolbox-amd64.qcow2").write_bytes(BODY)
+    return folder
+
+
+def make(plan: Plan, export: Path, dist: Path, *, verdict: object = None, today: date = DAY) -> Release:
+    manifest = {
+        "summary": "s", "suite": "trixie", "arch": "amd64", "released": "now",
+        "machine": {"cpus": 2, "memory": "2 GiB"},
+        "pins": {"kubectl": {"version": "v1"}}, "components": ["sshfs"], "packages": {"sshfs": "3.7"},
+    }  # fmt: skip
+    files = {"qcow2": {"name": "toolbox-amd64.qcow2", "bytes": len(BODY), "sha256": DIGEST}}
+    return make_release(
+        plan,
+        export=export,
+        files=files,
+        verdict=verdict or VERDICT,  # type: ignore[arg-type]
+        manifest=manifest,
+        dist=dist,
+        today=today,
+    )
+
+
+def test_release_is_whole(plan: Plan, export: Path, tmp_path: Path) -> None:
+    done = make(plan, export, tmp_path / "dist")
+    assert done.path.name == f"20261123-{plan.export_stage.key[:8]}"
+    names = {path.name for path in done.path.iterdir()}
+    assert names == {f"toolbox-{done.version}-amd64.qcow2", "manifest.json", "README.md", "SHA256SUMS"}
+    assert json.loads((done.path / "manifest.json").read_text())["files"]["qcow2"]["sha256"] == DIGEST
+    summed = names - {"SHA256SUMS"}
+    sums = [f"{hashlib.sha256((done.path / name).read_bytes()).hexdigest()}  {name}" for name in sorted(summed)]
+    assert (done.path / "SHA256SUMS").read_text().splitlines() == sums
+    assert (tmp_path / "dist/toolbox/latest").resolve() == done.path
+    readme = (done.path / "README.md").read_text()
+    assert done.disk.name in readme
+    assert DIGEST in readme
+
+
+@pytest.mark.parametrize(
+    ("verdict", "why"),
+    [
+        (VERDICT | {"passed": False}, "no passing verdict"),
+        (VERDICT | {"passed": "yes"}, "no passing verdict"),
+        ({"sha256": DIGEST}, "no passing verdict"),
+        (VERDICT | {"sha256": "0" * 64}, "is not the file that was verified"),
+    ],
+)
+def test_without_a_verdict_on_these_bytes_nothing_is_released(
+    plan: Plan, export: Path, tmp_path: Path, verdict: object, why: str
+) -> None:
+    with pytest.raises(VerifyError, match=why) as refused:
+        make(plan, export, tmp_path / "dist", verdict=verdict)
+    assert refused.value.exit_code == 6
+    assert not list((tmp_path / "dist/toolbox").iterdir())
+
+
+def test_file_changed_after_its_verdict_is_not_released(plan: Plan, export: Path, tmp_path: Path) -> None:
+    first = make(plan, export, tmp_path / "dist")
+    (export / "toolbox-amd64.qcow2").unlink()
+    (export / "toolbox-amd64.qcow2").write_bytes(BODY + b"!")
+    with pytest.raises(VerifyError, match="is not the file that was verified"):
+        make(plan, export, tmp_path / "dist", today=date(2026, 11, 24))
+    assert [release.version for release in releases(tmp_path / "dist")] == [first.version]
+    assert (tmp_path / "dist/toolbox/latest").resolve() == first.path
+
+
+def test_failure_on_the_way_leaves_no_half_release(
+    plan: Plan, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(releasing, "sync_tree", full)
+    with pytest.raises(OSError, match="No space"):
+        make(plan, export, tmp_path / "dist")
+    assert not list((tmp_path / "dist/toolbox").iterdir())
+
+
+def test_latest_moves_on(plan: Plan, export: Path, tmp_path: Path) -> None:
+    make(plan, export, tmp_path / "dist")
+    second = make(plan, export, tmp_path / "dist", today=date(2026, 11, 24))
+    assert (tmp_path / "dist/toolbox/latest").readlink() == Path(second.version)
+    assert len(releases(tmp_path / "dist")) == 2
+    found = find_release(tmp_path / "dist", "toolbox", plan.export_stage.key)
+    assert found
+    assert found.version == second.version
+
+
+def test_sweep_removes_what_a_killed_release_left(plan: Plan, export: Path, tmp_path: Path) -> None:
+    done = make(plan, export, tmp_path / "dist")
+    folder = tmp_path / "dist/toolbox"
+    (folder / ".20261123-aaaaaaaa-bbbbbbbb").mkdir()
+    (folder / ".20261123-aaaaaaaa-bbbbbbbb" / "half").write_text("")
+    (folder / ".latest-12345678").symlink_to("x")
+    (folder / ".keep-me").write_text("")
+    assert [release.version for release in releases(tmp_path / "dist")] == [done.version]
+    sweep(tmp_path / "dist")
+    assert {path.name for path in folder.iterdir()} == {done.version, "latest", ".keep-me"}
+
+
+def test_choosing_a_release(plan: Plan, export: Path, tmp_path: Path) -> None:
+    done = make(plan, export, tmp_path / "dist")
+    assert choose(tmp_path / "dist", "toolbox", None).version == done.version
+    assert choose(tmp_path / "dist", "toolbox", done.version).path == done.path
+    with pytest.raises(InputError, match="holds no release 20200101-00000000 of toolbox"):
+        choose(tmp_path / "dist", "toolbox", "20200101-00000000")
+    with pytest.raises(InputError, match="holds no release latest of other"):
+        choose(tmp_path / "dist", "other", None)

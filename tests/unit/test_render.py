@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from vmimage.packer import packer
+from vmimage.render import hcl_string, render
+
+
+def test_unknown_name_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.j2").write_text("{{ nowhere }}")
+    with pytest.raises(jinja2.UndefinedError, match="nowhere"):
+        render(tmp_path / "a.j2", {})
+
+
+def test_unknown_attribute_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.j2").write_text("{{ a.b }}")
+    with pytest.raises(jinja2.UndefinedError):
+        render(tmp_path / "a.j2", {"a": {}})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ('say "hi"', r'"say \"hi\""'),
+        ("a\\b\nc", r'"a\\b\nc"'),
+        ("${path.root}", '"$${path.root}"'),
+        ("%{if x}", '"%%{if x}"'),
+        ("{{ .SSHHostPort }}", '"{{ .SSHHostPort }}"'),
+        ("größe", '"größe"'),
+    ],
+)
+def test_hcl_string(value: str, text: str) -> None:
+    assert hcl_string(value) == text
+
+
+AWKWARD = ['"', "\\", "a\\nb", "two\nlines", "\t", "${x}", "$${x}", "%{if}", "$", "#", "größe ✔", "'", "//", "a,b"]
+
+
+def test_packer_reads_exactly_these_characters(tmp_path: Path) -> None:
+    """By the real Packer: what it hands to a script."""
+    names = [f"V{number}" for number in range(len(AWKWARD))]
+    variables = ", ".join(hcl_string(f"{name}={value}") for name, value in zip(names, AWKWARD, strict=True))
+    show = "; ".join(f'printf "%s\\0" "${name}"' for name in names)
+    (tmp_path / "a.pkr.hcl").write_text(f"""
+        source "null" "x" {{ communicator = "none" }}
+        build {{
+          sources = ["source.null.x"]
+          provisioner "shell-local" {{
+            environment_vars = [{variables}]
+            inline = [{hcl_string(f"({show}) > {tmp_path}/shown")}]
+          }}
+        }}""")
+    done = packer("build", tmp_path, timeout=60)
+    assert done.returncode == 0, done.output
+    assert (tmp_path / "shown").read_text().split("\0")[:-1] == AWKWARD
+
+
+def test_shell_filter(tmp_path: Path) -> None:
+    (tmp_path / "a.j2").write_text("echo {{ x | sh }}")
+    assert render(tmp_path / "a.j2", {"x": "a'; rm -rf b"}) == "echo 'a'\"'\"'; rm -rf b'"

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from vmimage.errors import HostError, InputError
+from vmimage.runner import find_public_keys, require_free
+
+
+def test_own_keys(tmp_path: Path) -> None:
+    (tmp_path / "id_ed25519.pub").write_text("ssh-ed25519 AAAA me\n")
+    (tmp_path / "id_rsa.pub").write_text("ssh-rsa BBBB me\n")
+    assert find_public_keys(None, tmp_path) == ["ssh-ed25519 AAAA me", "ssh-rsa BBBB me"]
+
+
+def test_key_that_was_named(tmp_path: Path) -> None:
+    (tmp_path / "k.pub").write_text("ecdsa-sha2-nistp256 AAAA")
+    assert find_public_keys(str(tmp_path / "k.pub"), tmp_path) == ["ecdsa-sha2-nistp256 AAAA"]
+
+
+def test_no_key_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no public ssh key") as refused:
+        find_public_keys(None, tmp_path)
+    assert "ssh-keygen" in refused.value.hint
+
+
+def test_private_key_is_refused_and_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "k").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nsecret")
+    with pytest.raises(InputError, match="is not a public ssh key") as refused:
+        find_public_keys(str(tmp_path / "k"), tmp_path)
+    assert "secret" not in str(refused.value)
+
+
+def test_ports_in_use_are_named() -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        with pytest.raises(HostError, match=rf"in use on localhost: {port} \(ssh\)"):
+            require_free({"ssh": port, "http": 0})

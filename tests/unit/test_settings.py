@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from vmimage import PROJECT
+from vmimage.settings import ENVIRONMENT, options
+
+
+def test_defaults() -> None:
+    chosen = options({"HOME": "/h"})
+    assert chosen.dist == PROJECT / "dist"
+    assert chosen.cache.name == "vmimage"
+    assert (chosen.mirrors, chosen.debian_mirror, chosen.accelerator) == ((), None, None)
+
+
+def test_environment_and_arguments_that_win() -> None:
+    environment = {
+        "VMIMAGE_CACHE": "/c",
+        "VMIMAGE_DIST": "/d",
+        "VMIMAGE_MIRROR": "/m https://n",
+        "VMIMAGE_DEB_MIRROR": "http://e",
+        "VMIMAGE_ACCELERATOR": "tcg",
+    }
+    chosen = options(environment, mirrors=["/first"], accelerator="kvm")
+    assert (chosen.cache, chosen.dist) == (Path("/c"), Path("/d"))
+    assert chosen.mirrors == ("/first", "/m", "https://n")
+    assert (chosen.debian_mirror, chosen.accelerator) == ("http://e", "kvm")
+
+
+def test_cache_follows_xdg() -> None:
+    assert options({"XDG_CACHE_HOME": "/x"}).cache == Path("/x/vmimage")
+
+
+def test_readme_explains_every_variable() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    assert not [name for name in ENVIRONMENT if name not in readme]

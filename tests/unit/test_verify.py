@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmimage.console import Step
+from vmimage.disk import RawDisk
+from vmimage.errors import VerifyError
+from vmimage.run import run
+from vmimage.stages.base import write_disk
+from vmimage.stages.verify import Check, Subject, dealt_tests, image_facts, machine_cpus, read_junit, verify
+
+FACTS = {"components": ["system", "kubectl", "helm", "sshfs", "bootloader"]}
+
+JUNIT = """<testsuites><testsuite name="pytest">
+<testcase name="good" time="1"/>
+<testcase name="left out" time="1"><skipped message="why"/></testcase>
+<testcase name="bad" time="1"><failure message="m">host = x
+E   AssertionError: assert 1 == 2
+tests/image/test_x.py:3: AssertionError</failure></testcase>
+<testcase name="broken" time="1"><error message="fixture failed"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_junit_is_read(tmp_path: Path) -> None:
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    check = Check(machine="m")
+    read_junit(tmp_path / "junit.xml", check)
+    assert (check.tests, check.skipped, check.passed) == (4, 1, False)
+    assert check.failures == ["bad:\n    E   AssertionError: assert 1 == 2", "broken:\n    fixture failed"]
+
+
+def test_no_junit_is_no_pass(tmp_path: Path) -> None:
+    check = Check(machine="m")
+    read_junit(tmp_path / "none.xml", check)
+    assert not check.passed
+
+
+def test_every_check_runs_in_some_machine_and_those_of_the_machine_in_each() -> None:
+    dealt = [dealt_tests(FACTS, i, 2) for i in range(2)]
+    assert dealt[0] == ["test_machine.py", "test_system.py", "test_helm.py", "test_bootloader.py"]
+    assert dealt[1] == ["test_machine.py", "test_kubectl.py", "test_sshfs.py"]
+
+
+def test_emulated_machines_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert (machine_cpus(2, "tcg"), machine_cpus(2, "kvm")) == (1, 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert machine_cpus(2, "tcg") == 2
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Callable[[str | None], Path]:
+    def make(release: str | None) -> Path:
+        tree = tmp_path / "tree"
+        (tree / "etc/vmimage").mkdir(parents=True)
+        if release is not None:
+            (tree / "etc/vmimage/release.json").write_text(release)
+        write_disk(tmp_path / "disk.raw", tree)
+        return tmp_path / "disk.raw"
+
+    return make
+
+
+@pytest.mark.parametrize("release", [None, "", "[]", '{"components": []}', '{"components": {}, "versions": {}}'])
+def test_image_that_does_not_say_what_it_is(
+    make_disk: Callable[[str | None], Path], tmp_path: Path, release: str | None
+) -> None:
+    with pytest.raises(VerifyError, match=r"release\.json"):
+        image_facts(RawDisk(make_disk(release)), tmp_path)
+
+
+def test_image_that_says_what_it_is(make_disk: Callable[[str | None], Path], tmp_path: Path) -> None:
+    disk = make_disk('{"image": "x", "components": ["system"], "versions": {}}')
+    assert image_facts(RawDisk(disk), tmp_path)["components"] == ["system"]
+
+
+def subject(file: Path, **changes: object) -> Subject:
+    facts = {"image": "x", "components": [], "versions": {}}
+    values: dict[str, object] = {"file": file, "format": "qcow2", "facts": facts, "memory": "512 MiB", "cpus": 1}
+    return Subject(**(values | changes))  # type: ignore[arg-type]
+
+
+def quiet() -> Step:
+    return Step(lambda event, text: None, None, None)
+
+
+def test_file_that_is_not_what_its_manifest_says_is_not_even_booted(tmp_path: Path) -> None:
+    (tmp_path / "a.qcow2").write_text("changed")
+    with pytest.raises(VerifyError, match="is not what its manifest says") as refused:
+        verify(subject(tmp_path / "a.qcow2", recorded_sha256="0" * 64), tmp_path, "tcg", quiet())
+    assert "0" * 64 in refused.value.message
+    assert refused.value.exit_code == 6
+
+
+def test_guest_that_does_not_come_up_leaves_its_console_and_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real guest, whose boot sector says a word on the serial port and halts."""
+    monkeypatch.setitem(__import__("vmimage.stages.verify", fromlist=["x"]).SSH_SECONDS, "tcg", 6.0)
+    code = b"".join(b"\xba\xf8\x03\xb0" + bytes([letter]) + b"\xee" for letter in b"PANIC\n") + b"\xfa\xf4"
+    raw = tmp_path / "disk.raw"
+    raw.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, tmp_path / "a.qcow2"])
+    work, keep = tmp_path / "work", tmp_path / "keep"
+    work.mkdir()
+    with pytest.raises(VerifyError) as refused:
+        verify(subject(tmp_path / "a.qcow2"), work, "tcg", quiet(), keep=keep)
+    assert "virtio-bios: the machine did not answer ssh within 6 s" in refused.value.message
+    assert "its console ends with:\n    PANIC" in refused.value.message
+    assert "virtio-uefi" in refused.value.message
+    for machine in ("virtio-bios", "virtio-uefi"):
+        assert (keep / machine / "screen.png").read_bytes().startswith(b"\x89PNG")
+        assert not list((keep / machine).glob("id_*")), "no private key stays"
+        assert not list((keep / machine).glob("*.qcow2"))
+    assert '"passed": false' in (keep / "verdict.json").read_text()

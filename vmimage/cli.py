@@ -1,0 +1,71 @@
+"""What every Invoke task shares: errors shown with their exit codes, and image names that may be left out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+
+from invoke.exceptions import Exit
+from invoke.parser.parser import ParseMachine
+
+from vmimage.console import Console
+from vmimage.errors import VmimageError
+from vmimage.pipeline import Options, open_store
+from vmimage.run import orderly_signals
+from vmimage.store import Store
+
+
+@contextlib.contextmanager
+def errors_shown(console: Console) -> Iterator[None]:
+    """Show errors as people and machines need them, and leave with their exit codes (README: exit codes)."""
+    where = f"\nlog: {console.log_dir / 'run.log'}" if console.log_dir else ""
+    try:
+        with orderly_signals():
+            yield
+    except VmimageError as error:
+        console.event("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
+        hint = f"\n\n{error.hint}" if error.hint else ""
+        raise Exit(f"\n{error.message}{hint}{where}", code=error.exit_code) from None
+    except KeyboardInterrupt:
+        raise Exit(f"\nstopped; nothing half-made was kept{where}", code=130) from None
+    except OSError as error:
+        logging.getLogger("vmimage").exception("unexpected")
+        console.event("error", message=str(error), hint="", exit_code=3)
+        raise Exit(f"\n{error}{where}", code=3) from None
+
+
+@contextlib.contextmanager
+def session(options: Options, *, json_lines: bool = False, log: str = "") -> Iterator[tuple[Console, Store]]:
+    """Open the cache and the console for one task.
+
+    Args:
+        log: Name under which the run keeps its log in the cache; without one it keeps none.
+    """
+    with errors_shown(Console(json_lines=json_lines)):
+        store = open_store(options)
+    # Names sort by time.
+    name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{log}-{os.getpid()}"
+    console = Console(log_dir=store.root / "logs" / name if log else None, json_lines=json_lines)
+    with errors_shown(console):
+        console.event("run", argv=sys.argv[1:], log=str(console.log_dir or ""))
+        yield console, store
+
+
+def allow_missing_positionals() -> None:
+    """Let a positional argument that is also `optional` be left out: it is then empty.
+
+    Invoke asks for every positional argument: https://github.com/pyinvoke/invoke/issues/159
+    """
+    complete = ParseMachine.complete_context
+
+    def complete_context(machine: ParseMachine) -> None:
+        for argument in machine.context.missing_positional_args if machine.context else []:
+            if argument.optional:
+                argument.value = ""
+        complete(machine)
+
+    ParseMachine.complete_context = complete_context  # type: ignore[method-assign, assignment]
