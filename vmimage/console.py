@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -67,6 +68,7 @@ class Console:
     def __init__(self, *, log_dir: Path | None = None, json_lines: bool = False) -> None:
         self.log_dir = log_dir
         self.json_lines = json_lines
+        self._writing = threading.Lock()
         self._rich = RichConsole(file=sys.stderr, highlight=False)
         if log_dir:
             log_dir.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,10 @@ class Console:
         if self.json_lines:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = json.dumps({"time": now, "event": event, **fields}, default=str, ensure_ascii=False)
-            print(line, flush=True)  # noqa: T201 - standard output is the interface here
+            # Stages work in threads: one write a line, or lines would mix.
+            with self._writing:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
 
     def say(self, text: str) -> None:
         """Print a line of a task's answer for people, on standard output; progress is on standard error."""

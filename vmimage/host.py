@@ -150,6 +150,18 @@ def probe_passed(done: Completed) -> bool:
     return done.returncode == (PROBE_EXIT << 1) | 1
 
 
+def known_accelerator(name: str) -> Accelerator:
+    """Return the accelerator of a name that a user gave.
+
+    Raises:
+        InputError: There is none.
+    """
+    for known in ACCELERATORS:
+        if known == name:
+            return known
+    raise InputError(f"--accelerator {name}: unknown", hint=f"one of {', '.join(ACCELERATORS)}")
+
+
 def find_accelerator(state: Path, override: str | None = None) -> Accelerator:
     """Return the accelerator to use: the override, else the first that runs guest code.
 
@@ -161,10 +173,7 @@ def find_accelerator(state: Path, override: str | None = None) -> Accelerator:
         HostError: Not even TCG runs a guest.
     """
     if override:
-        for name in ACCELERATORS:
-            if name == override:
-                return name
-        raise InputError(f"--accelerator {override}: unknown", hint=f"one of {', '.join(ACCELERATORS)}")
+        return known_accelerator(override)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
     subject = f"{boot_id} {tool_version('qemu-system-x86_64')} kvm={usable} uid={os.geteuid()}"
@@ -314,11 +323,26 @@ def _accelerator(name: Accelerator) -> Finding:
     return Finding(subject=name, good=False, state=state, why=why, remedy=remedy, needed=name == "tcg")
 
 
+def require_user_namespaces() -> None:
+    """Check that this user may be root over files that it makes.
+
+    Raises:
+        HostError: It may not.
+    """
+    finding = _user_namespaces()
+    if not finding.good:
+        raise HostError(f"user namespaces do not work: {finding.state}", hint=finding.remedy)
+
+
 def _user_namespaces() -> Finding:
     subject, why = "user namespaces", "let the base be made without root"
-    done = run(["true"], confine=Confine.FAKE_ROOT, check=False)
+    done = run(["true"], confine=Confine.FAKE_ROOT, check=False, timeout=20)
     if done.returncode == 0:
         return Finding(subject=subject, good=True, state="work", why=why)
-    remedy = "add this user to /etc/subuid and /etc/subgid (usermod --add-subuids 100000-165535 --add-subgids …)"
+    remedy = (
+        "give this user subordinate users (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER); "
+        "allow them to ordinary users (sysctl kernel.unprivileged_userns_clone, on Ubuntu "
+        "kernel.apparmor_restrict_unprivileged_userns); do not work in a chroot; or build as root"
+    )
     state = done.output.splitlines()[0] if done.output else f"{confined(['true'], Confine.FAKE_ROOT)} fails"
     return Finding(subject=subject, good=False, state=state, why=why, remedy=remedy)

@@ -67,11 +67,13 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
         VmimageError: A stage failed; what earlier stages made stays.
     """
     plan = plan_image(name, options)
+    if options.accelerator:
+        host.known_accelerator(options.accelerator)
     tools = host.require(BUILD_TOOLS)
+    host.require_user_namespaces()
     firmware = host.find_uefi()
-    accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
     check_free_space(store.root)
-    console.say(f"{plan.name}: {plan.image.summary} (accelerator {accelerator}, cache {store.root})")
+    console.say(f"{plan.name}: {plan.image.summary} (cache: {store.root})")
     releasing.sweep(options.dist)
     removed = store.sweep()
     if removed:
@@ -79,6 +81,8 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
 
     with console.stage("fetch", f"{len(plan.files)} pinned files") as fetching:
         files = fetch(plan.files, store, fetching)
+    # After fetch: a KVM that hangs takes seconds to be found out, and what cannot be fetched should be told at once.
+    accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
 
     with console.stage("base", plan.base_stage.why) as step:
         base = store.get_or_make(

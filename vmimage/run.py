@@ -14,6 +14,7 @@ import os
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ def run(
     lines: list[str] = []
     with spawn(argv, confine=confine, env=env, cwd=cwd, output=subprocess.PIPE) as process:
         assert process.stdout is not None  # noqa: S101 - PIPE was asked for; this tells mypy
+        threading.Thread(target=_end_group, args=(process.pid,), daemon=True).start()
         with _deadline(process, timeout) as expired:
             for raw in process.stdout:
                 line = raw.rstrip("\n")
@@ -153,11 +155,20 @@ def tail(text: str, lines: int = TAIL_LINES) -> str:
     return "".join(f"\n    {line}" for line in kept)
 
 
+def _end_group(pid: int) -> None:
+    """When a process has ended, end what it left in its group: it would hold our pipe open, and us with it.
+
+    `unshare` of util-linux 2.41 leaves a child behind where user namespaces are forbidden.
+    """
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        # Not reaped here, so that its number stays its own until the group is gone.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        os.killpg(pid, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def _deadline(process: subprocess.Popen[str], seconds: float | None) -> Iterator[list[bool]]:
     """Kill the process after some seconds; the list yielded is then no longer empty."""
-    import threading  # noqa: PLC0415 - only a run with a deadline needs it
-
     expired: list[bool] = []
     if seconds is None:
         yield expired

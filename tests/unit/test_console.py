@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ def test_json_lines_on_standard_output_and_nothing_else(tmp_path: Path, capsys: 
     assert all(event["stage"] == "bake" and event["time"] for event in events)
     assert (events[2]["ok"], events[2]["outcome"]) == (True, "good")
     assert err == ""
+
+
+def test_lines_of_threads_do_not_mix(capfd: pytest.CaptureFixture[str]) -> None:
+    console = Console(json_lines=True)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: console.event("x", number=number, text="y" * 9000), range(200)))
+    lines = capfd.readouterr().out.splitlines()
+    assert sorted(json.loads(line)["number"] for line in lines) == list(range(200))
 
 
 def test_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

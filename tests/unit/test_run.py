@@ -118,6 +118,12 @@ def test_sigterm_closes_every_block_and_exits_as_signals_do(tmp_path: Path) -> N
     assert (tmp_path / "mark").read_text() == "closed"
 
 
+def test_output_ends_with_the_process_whatever_it_left_behind() -> None:
+    marker = f"5{os.getpid()}"
+    assert run(["sh", "-c", f"sleep {marker} & echo started"], timeout=30).output == "started"
+    assert wait_until(lambda: not [p for p in commands_with(f"sleep\0{marker}") if running(p)])
+
+
 def test_signal_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with orderly_signals():

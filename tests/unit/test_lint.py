@@ -1,0 +1,40 @@
+"""The project passes its own checks, and each of them can fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox import Sandbox, copy_project
+from vmimage import PROJECT
+
+FAULTS = {
+    "ruff": ("vmimage/errors.py", "\nimport os\n"),
+    "format": ("vmimage/store.py", "\nx  =  1\n"),
+    "mypy": ("vmimage/render.py", '\nnumber: int = "text"\n'),
+    "shellcheck": ("provision/40-sshfs.sh", "\necho $undefined\n"),
+    "schema": ("templates/images.schema.json", " "),
+    "packer": ("packer/image.pkr.hcl.j2", "\nnonsense {}\n"),
+}
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    copy_project(PROJECT, tmp_path / "project")
+    return Sandbox(tmp_path / "project", tmp_path / "cache", tmp_path / "dist")
+
+
+def test_project_is_clean(sandbox: Sandbox) -> None:
+    done = sandbox.invoke("lint")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_check_notices_its_fault(sandbox: Sandbox) -> None:
+    for name, text in FAULTS.values():
+        with (sandbox.project / name).open("a") as file:
+            file.write(text)
+    done = sandbox.invoke("lint")
+    assert done.returncode == 5
+    for check in FAULTS:
+        assert f"\n{check}:\n" in done.stderr

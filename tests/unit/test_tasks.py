@@ -1,0 +1,99 @@
+"""The command line as users meet it: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox import Sandbox
+from vmimage import PROJECT
+
+TASKS = ["build-image", "clean", "doctor", "fetch", "lint", "list", "lock", "plan", "run", "schema", "test", "verify"]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Sandbox:
+    """The project itself, with a cache and a dist/ of its own."""
+    return Sandbox(PROJECT, tmp_path / "cache", tmp_path / "dist", {"VMIMAGE_ACCELERATOR": "tcg"})
+
+
+def test_every_task_has_one_line_of_help(here: Sandbox) -> None:
+    lines = here.invoke("--list").stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == TASKS
+
+
+def test_readme_names_every_task() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    assert not [name for name in TASKS if f"invoke {name}" not in readme]
+
+
+def test_list_answers_on_standard_output(here: Sandbox) -> None:
+    done = here.invoke("list")
+    assert done.stdout.splitlines() == [
+        "toolbox: Debian 13 with kubectl, helm and sshfs",
+        "dev-env (default): toolbox plus a Kubernetes cluster (k3s)",
+    ]
+    assert done.stderr == ""
+
+
+def test_plan_does_nothing_and_the_image_may_be_left_out(here: Sandbox) -> None:
+    default, named = here.invoke("plan"), here.invoke("plan", "dev-env")
+    assert default.returncode == 0
+    assert default.stdout == named.stdout
+    assert [line.split()[0] for line in named.stdout.splitlines()] == [
+        *["fetch"] * 4, "base", "bake", "export", "verify", "release",
+    ]  # fmt: skip
+    assert not list((here.cache / "files").iterdir())
+    assert not here.dist.exists()
+
+
+def test_plan_for_machines(here: Sandbox) -> None:
+    done = here.invoke("plan", "toolbox", "--json")
+    assert {event["stage"] for event in done.events if event["event"] == "plan"} >= {"fetch", "bake", "release"}
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (["plan", "tolbox"], 2, "images.yaml has no image 'tolbox' (did you mean 'toolbox'?)"),
+        (["build-image", "toolbox", "--deb-mirror", "x"], 2, "--deb-mirror 'x' is neither a URL nor"),
+        (["build-image", "toolbox", "--accelerator", "hvf"], 2, "--accelerator hvf: unknown"),
+        (["verify", "/none.qcow2"], 2, "there is no file /none.qcow2"),
+        (["run", "toolbox", "--firmware", "efi"], 2, "--firmware efi: unknown"),
+        (["run", "toolbox"], 2, "holds no release latest of toolbox"),
+        (["fetch", "toolbox", "--mirror", "x", "y"], 1, "No idea what 'y' is!"),
+        (["verify"], 1, "did not receive required positional arguments: 'file'"),
+    ],
+)
+def test_wrong_input(here: Sandbox, args: list[str], status: int, said: str) -> None:
+    done = here.invoke(*args)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_for_machines(here: Sandbox) -> None:
+    done = here.invoke("plan", "tolbox", "--json")
+    error = done.event("error")
+    assert (done.returncode, error["exit_code"]) == (2, 2)
+    assert error["hint"] == "the images are: toolbox, dev-env"
+    assert all(json.dumps(event) for event in done.events)
+
+
+def test_cache_that_cannot_be_written(here: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = Sandbox(PROJECT, tmp_path / "file" / "cache", here.dist).invoke("list")
+    assert done.returncode == 3
+    assert "cannot write to the cache" in done.stderr
+
+
+def test_clean_keeps_releases_until_asked(here: Sandbox) -> None:
+    (here.cache / "base" / "key").mkdir(parents=True)
+    (here.dist / "toolbox").mkdir(parents=True)
+    assert here.invoke("clean").returncode == 0
+    assert not (here.cache / "base").exists()
+    assert here.dist.exists()
+    assert here.invoke("clean", "--releases").returncode == 0
+    assert not here.dist.exists()
