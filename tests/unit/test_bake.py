@@ -99,6 +99,8 @@ PACKER_OUTPUT = """\
     qemu.image: vmimage-step: done 10-system.sh
     qemu.image: vmimage-step: start 20-kubectl.sh
 ==> qemu.image: install: cannot stat '/run/vmimage/pins/kubectl'
+==> qemu.image: Provisioning step had errors: Running the cleanup provisioner, if present...
+==> qemu.image: Deleting output directory...
 """
 
 

@@ -156,6 +156,7 @@ class _Position:
     def __init__(self, step: Step) -> None:
         self.current = ""
         self.output: list[str] = []
+        self._failed = False
         self._step = step
 
     def read(self, line: str) -> None:
@@ -165,7 +166,9 @@ class _Position:
             self._step.now(match[2].removesuffix(".sh"))
         elif match:
             self.current = ""
-        elif self.current:
+        elif "Provisioning step had errors" in line:
+            self._failed = True
+        elif self.current and not self._failed:
             self.output.append(line.strip().removeprefix("qemu.image: ").removeprefix("==> qemu.image: "))
 
 
