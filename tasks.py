@@ -17,7 +17,7 @@ from vmimage.errors import HostError, InputError
 from vmimage.lint import SCHEMA, schema_text
 from vmimage.lint import lint as run_lint
 from vmimage.lint import lock as run_lock
-from vmimage.machine import FIRMWARES
+from vmimage.profiles import FIRMWARES
 from vmimage.runner import PORTS, find_public_keys, run_release
 from vmimage.settings import options
 from vmimage.spec import load_spec

@@ -85,3 +85,19 @@ def extents(fd: int) -> Iterator[tuple[int, int]]:
             raise
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, end
+
+
+def read_range(fd: int, start: int, end: int) -> bytes:
+    """Read the bytes from `start` to `end`.
+
+    Raises:
+        OSError: The file is shorter than it was.
+    """
+    parts = []
+    while start < end:
+        part = os.pread(fd, end - start, start)
+        if not part:
+            raise OSError(f"the disk ends at byte {start}, before its size")
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)

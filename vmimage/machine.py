@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import pycdlib
 import yaml
@@ -20,10 +19,8 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 
 from vmimage.errors import HostError, VerifyError
 from vmimage.host import Accelerator, find_uefi
+from vmimage.profiles import PROFILES, FirmwareName
 from vmimage.run import run, spawn
-
-FirmwareName = Literal["bios", "uefi"]
-FIRMWARES: tuple[FirmwareName, ...] = ("bios", "uefi")
 
 QMP_SECONDS = 30.0
 FIRST_FD = 3
@@ -43,11 +40,13 @@ class Hardware:
     """The virtual hardware a guest is given.
 
     Attributes:
+        profile: A name of PROFILES.
         memory: MiB.
         forwards: Guest port -> port on this host's loopback; 0 lets the kernel choose a free one.
         restrict: The guest reaches nothing outside; only the forwards go in.
     """
 
+    profile: str = "virtio"
     firmware: FirmwareName = "bios"
     accelerator: Accelerator
     cpus: int = 2
@@ -88,18 +87,22 @@ def qemu_command(hardware: Hardware, *, disk: Path, seed: Path, serial: Path, fo
     """Return the QEMU command of a machine; copies the UEFI variables into `folder`."""
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in hardware.forwards.items())
     restrict = ",restrict=on" if hardware.restrict else ""
+    profile = PROFILES[hardware.profile]
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-name", "vmimage"]
-    command += ["-machine", "q35", "-accel", hardware.accelerator]
+    command += ["-machine", profile.board, "-accel", hardware.accelerator]
     command += ["-cpu", cpu_model(hardware.accelerator)]
     command += ["-smp", str(hardware.cpus), "-m", str(hardware.memory)]
     command += ["-display", "none", "-vga", "std", "-device", "virtio-rng-pci"]
     command += ["-serial", f"file:{serial}"]
     command += ["-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"]
-    command += ["-netdev", f"user,id=net0{restrict}{forwards}", "-device", "virtio-net-pci,netdev=net0"]
+    command += ["-netdev", f"user,id=net0{restrict}{forwards}", "-device", f"{profile.network},netdev=net0"]
     command += ["-drive", f"file={qemu_value(disk)},format=qcow2,if=none,id=root,discard=unmap"]
-    command += ["-device", "virtio-blk-pci,drive=root,bootindex=1"]
+    *controllers, root = profile.disk
+    for device in (*controllers, f"{root},bootindex=1"):
+        command += ["-device", device]
     command += ["-drive", f"file={qemu_value(seed)},format=raw,if=none,id=seed,readonly=on"]
-    command += ["-device", "virtio-blk-pci,drive=seed"]
+    for device in profile.seed:
+        command += ["-device", device]
     if hardware.firmware == "uefi":
         firmware = find_uefi()
         variables = folder / "uefi-variables.fd"

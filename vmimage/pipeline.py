@@ -13,8 +13,8 @@ from vmimage import PROJECT, host
 from vmimage.console import Console, human_bytes
 from vmimage.disk import RawDisk
 from vmimage.errors import HostError, InputError
-from vmimage.machine import FIRMWARES
 from vmimage.plan import Plan, digests, make_plan
+from vmimage.profiles import FIRMWARES
 from vmimage.provenance import manifest
 from vmimage.run import run
 from vmimage.spec import load_spec

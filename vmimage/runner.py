@@ -10,8 +10,9 @@ from pathlib import Path
 from vmimage import host
 from vmimage.console import Console
 from vmimage.errors import BuildError, HostError, InputError
-from vmimage.machine import FirmwareName, Hardware, make_overlay, start, write_seed
+from vmimage.machine import Hardware, make_overlay, start, write_seed
 from vmimage.pipeline import Options
+from vmimage.profiles import FirmwareName
 from vmimage.spec import size_bytes
 from vmimage.stages.release import Release
 from vmimage.store import Store

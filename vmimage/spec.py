@@ -18,7 +18,7 @@ from vmimage.errors import InputError
 from vmimage.yaml_lines import Document, Problem, YamlPath, parse
 
 Arch = Literal["amd64", "arm64"]
-FormatName = Literal["qcow2"]
+FormatName = Literal["qcow2", "ova", "vmdk", "raw.zst", "vhdx"]
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -29,6 +29,10 @@ Step = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 SEAL_STEP = "99-seal.sh"
+
+# What `invoke bench export` found to be a good bargain of time and size.
+VMDK_LEVEL = 5
+RAW_ZST_LEVEL = 3
 
 
 def size_bytes(size: str) -> int:
@@ -112,10 +116,30 @@ class Qcow2Options(Model):
     compression: Literal["zstd", "zlib"] = Field("zstd", description="zlib opens in QEMU older than 5.1 too")
 
 
+class DeflateOptions(Model):
+    """Options of the formats whose disk is a streamOptimized VMDK."""
+
+    level: int = Field(VMDK_LEVEL, ge=1, le=12, description="libdeflate's level: 12 is smallest and slowest")
+
+
+class ZstdOptions(Model):
+    """Options of raw.zst."""
+
+    level: int = Field(RAW_ZST_LEVEL, ge=1, le=19, description="zstd's level: 19 is smallest and slowest")
+
+
+class VhdxOptions(Model):
+    """Options of vhdx: none yet."""
+
+
 class Formats(Model):
     """The files that are exported; a format that is not named is not made."""
 
-    qcow2: Qcow2Options | None = None
+    qcow2: Qcow2Options | None = Field(None, description="QEMU, libvirt, UTM")
+    ova: DeflateOptions | None = Field(None, description="VirtualBox and VMware, to import")
+    vmdk: DeflateOptions | None = Field(None, description="the disk of the OVA by itself")
+    raw_zst: ZstdOptions | None = Field(None, alias="raw.zst", description="the bare disk, compressed; for clouds")
+    vhdx: VhdxOptions | None = Field(None, description="Hyper-V")
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -126,7 +150,14 @@ class Formats(Model):
     @property
     def names(self) -> tuple[FormatName, ...]:
         """The formats asked for, in a fixed order."""
-        return ("qcow2",) if self.qcow2 is not None else ()
+        chosen: dict[FormatName, Model | None] = {
+            "qcow2": self.qcow2,
+            "ova": self.ova,
+            "vmdk": self.vmdk,
+            "raw.zst": self.raw_zst,
+            "vhdx": self.vhdx,
+        }
+        return tuple(name for name, options in chosen.items() if options is not None)
 
 
 class Image(Model):

@@ -24,7 +24,8 @@ from vmimage.console import Step
 from vmimage.disk import RawDisk
 from vmimage.errors import HostError, VerifyError, VmimageError
 from vmimage.host import Accelerator
-from vmimage.machine import FIRMWARES, FirmwareName, Hardware, make_overlay, start, write_seed
+from vmimage.machine import Hardware, make_overlay, start, write_seed
+from vmimage.profiles import FIRMWARES, FirmwareName
 from vmimage.run import run, tail
 from vmimage.spec import size_bytes
 from vmimage.ssh import connect, make_key, wait_for_ssh
