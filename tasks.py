@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from invoke.context import Context
 from invoke.tasks import task
 
 from vmimage import PROJECT, host, pipeline
+from vmimage.bench import bench_export
 from vmimage.cli import allow_missing_positionals, errors_shown, session
 from vmimage.console import Console, human_bytes
 from vmimage.errors import HostError, InputError
 from vmimage.lint import SCHEMA, schema_text
 from vmimage.lint import lint as run_lint
 from vmimage.lint import lock as run_lock
-from vmimage.profiles import FIRMWARES
-from vmimage.runner import PORTS, find_public_keys, run_release
+from vmimage.machine import FORWARDS
+from vmimage.profiles import HYPERVISORS
+from vmimage.runner import find_public_keys, machine_like, run_release
 from vmimage.settings import options
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
@@ -33,13 +36,28 @@ ACCELERATOR = "kvm or tcg; found by running guest code when not given"
 JSON = "JSON lines on standard output, for machines"
 IMAGE = "an image of images.yaml; the default one when not given"
 PORT = "port on localhost"
+MATRIX = "`full` boots every machine that a format is for; without it each file is booted once"
+
+
+def full_matrix(matrix: str) -> bool:
+    """Read `--matrix`."""
+    if matrix not in ("default", "full"):
+        raise InputError(f"--matrix {matrix}: unknown", hint="default or full")
+    return matrix == "full"
 
 
 @task(
     positional=["image"],
     optional=["image"],
     iterable=["mirror"],
-    help={"image": IMAGE, "mirror": MIRROR, "deb-mirror": DEB_MIRROR, "accelerator": ACCELERATOR, "json": JSON},
+    help={
+        "image": IMAGE,
+        "mirror": MIRROR,
+        "deb-mirror": DEB_MIRROR,
+        "accelerator": ACCELERATOR,
+        "matrix": MATRIX,
+        "json": JSON,
+    },
 )
 def build_image(
     _: Context,
@@ -47,11 +65,13 @@ def build_image(
     mirror: list[str] | None = None,
     deb_mirror: str | None = None,
     accelerator: str | None = None,
+    matrix: str = "default",
     json: bool = False,
 ) -> None:
     """Build, verify and release an image (all stages)."""
     chosen = options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator)
     with session(chosen, json_lines=json, log="build-image") as (console, store):
+        chosen = replace(chosen, full_matrix=full_matrix(matrix))
         done = pipeline.build_image(image, chosen, store, console)
         console.event("result", release=str(done.path), version=done.version, files=done.manifest["files"])
         console.say(f"\nreleased: {done.path}\nstart it: invoke run {done.image}\nlog: {console.log_dir}/run.log")
@@ -97,11 +117,15 @@ def fetch(_: Context, image: str | None = None, mirror: list[str] | None = None,
             console.say(f"{name}: {path}")
 
 
-@task(positional=["file"], help={"file": "an image file", "accelerator": ACCELERATOR, "json": JSON})
-def verify(_: Context, file: str, accelerator: str | None = None, json: bool = False) -> None:
+@task(
+    positional=["file"],
+    help={"file": "an image file", "accelerator": ACCELERATOR, "matrix": MATRIX, "json": JSON},
+)
+def verify(_: Context, file: str, accelerator: str | None = None, matrix: str = "default", json: bool = False) -> None:
     """Boot an image file and run the checks inside it."""
     chosen = options(accelerator=accelerator)
     with session(chosen, json_lines=json, log="verify") as (console, store):
+        chosen = replace(chosen, full_matrix=full_matrix(matrix))
         verdict = pipeline.verify_file(Path(file), chosen, store, console)
         console.event("result", verdict=verdict)
         console.say(f"passed; verdict, consoles and screenshots: {console.log_dir}/verify")
@@ -148,6 +172,7 @@ def doctor(_: Context, accelerator: str | None = None, json: bool = False) -> No
     help={
         "image": IMAGE,
         "version": "a version in dist/; the latest when not given",
+        "as_": f"the hypervisor to be like: {', '.join(HYPERVISORS)}",
         "firmware": "bios or uefi",
         "ssh-key": "public key that may log in; your own when not given",
         "disk": "file that keeps changes; made if it is not there",
@@ -162,6 +187,7 @@ def run(
     _: Context,
     image: str | None = None,
     version: str | None = None,
+    as_: str = "kvm",
     firmware: str = "bios",
     ssh_key: str | None = None,
     disk: str | None = None,
@@ -174,17 +200,16 @@ def run(
     """Start a released image in QEMU, ports on localhost."""
     chosen = options(accelerator=accelerator)
     with session(chosen) as (console, store):
-        kind = next((known for known in FIRMWARES if known == firmware), None)
-        if not kind:
-            raise InputError(f"--firmware {firmware}: unknown", hint=f"one of {', '.join(FIRMWARES)}")
+        profile, kind = machine_like(as_, firmware)
         name, _image = load_spec(chosen.spec).image(image)
         run_release(
             releasing.choose(chosen.dist, name, version),
             chosen,
             store,
             console,
+            profile=profile,
             firmware=kind,
-            ports=dict(zip(PORTS, (ssh_port, http_port, https_port, kubernetes_port), strict=True)),
+            ports=dict(zip(FORWARDS, (ssh_port, http_port, https_port, kubernetes_port), strict=True)),
             public_keys=find_public_keys(ssh_key, Path.home() / ".ssh"),
             disk=Path(disk).absolute() if disk else None,
         )
@@ -204,6 +229,16 @@ def clean(_: Context, releases: bool = False) -> None:
         if releases and chosen.dist.exists():
             shutil.rmtree(chosen.dist)
             console.say(f"removed {chosen.dist}")
+
+
+@task(positional=["what", "image"], optional=["image"], help={"what": "export", "image": IMAGE, "json": JSON})
+def bench(_: Context, what: str, image: str | None = None, json: bool = False) -> None:
+    """Measure our writers against others, side by side."""
+    chosen = options()
+    with session(chosen, json_lines=json) as (console, store):
+        if what != "export":
+            raise InputError(f"there is no benchmark {what}", hint="export")
+        bench_export(pipeline.plan_image(image, chosen), store, console)
 
 
 @task(help={"unit": "only what needs no build (under a minute)", "keyword": "only tests that match (pytest -k)"})

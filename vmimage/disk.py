@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import mmap
 import os
@@ -101,3 +102,26 @@ def read_range(fd: int, start: int, end: int) -> bytes:
         parts.append(part)
         start += len(part)
     return b"".join(parts)
+
+
+BLOCK = 64 << 10
+
+
+def content_digest(path: Path) -> str:
+    """Return a SHA-256 of what a disk holds: of each block of 64 KiB that is not all zeros, its place and bytes.
+
+    Unlike that of the file it does not read holes, and does not depend on where they are.
+    """
+    zeros = bytes(BLOCK)
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    done = 0
+    with path.open("rb") as file:
+        for start, end in extents(file.fileno()):
+            at = max(done, start - start % BLOCK)
+            while at < end:
+                block = os.pread(file.fileno(), BLOCK, at)
+                if block != zeros[: len(block)]:
+                    digest.update(at.to_bytes(8, "little") + block)
+                at += BLOCK
+            done = max(done, at)
+    return digest.hexdigest()

@@ -41,11 +41,14 @@ def lint(console: Console) -> None:
     }
     failed = []
     for name, check in checks.items():
-        with console.stage(name, "") as step:
-            said = check()
-            step.outcome = "failed" if said else "good"
-            if said:
-                failed.append(f"{name}:{tail(said, 60)}")
+        try:
+            with console.stage(name, "") as step:
+                said = check()
+                if said:
+                    raise BuildError(f"{name}:{tail(said, 60)}")
+                step.outcome = "good"
+        except BuildError as error:
+            failed.append(error.message)
     if failed:
         raise BuildError("\n".join(failed), hint="`.venv/bin/ruff format` and `ruff check --fix` mend much")
 
@@ -86,7 +89,7 @@ def _packer_validate() -> str:
     version = require(["packer"])["packer"]
     said = []
     for name in spec.images:
-        tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs"), "0")
+        tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "0")
         plan = make_plan(spec, name, project=PROJECT, tools=tools, today=date.today())  # noqa: DTZ011 - any day does
         with tempfile.TemporaryDirectory(prefix="vmimage-lint-") as scratch:
             folder = Path(scratch)

@@ -35,6 +35,22 @@ def cpu_model(accelerator: Accelerator) -> str:
     return "host" if accelerator == "kvm" else EMULATED_CPU
 
 
+@dataclass(frozen=True)
+class Forward:
+    """A port on the host's loopback that leads to a port of the guest."""
+
+    host: int
+    guest: int
+
+
+FORWARDS = {
+    "ssh": Forward(2222, 22),
+    "http": Forward(8080, 80),
+    "https": Forward(8443, 443),
+    "kubernetes": Forward(6443, 6443),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """The virtual hardware a guest is given.

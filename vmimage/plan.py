@@ -16,8 +16,10 @@ from vmimage.store import stage_key
 
 # Raise when the code of a stage changes what it makes from the same inputs.
 BASE_EDITION = 3
-BAKE_EDITION = 2
-EXPORT_EDITION = 1
+BAKE_EDITION = 3
+EXPORT_EDITION = 2
+
+APPLIANCE_TEMPLATE = Path("templates/appliance.ovf.j2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +158,10 @@ def make_plan(
         inputs={
             "edition": EXPORT_EDITION,
             "bake": bake_stage.key,
-            "formats": image.formats.model_dump(exclude_none=True),
-            "tools": {tool: tools[tool] for tool in ("qemu-img",)},
+            "formats": image.formats.model_dump(exclude_none=True, by_alias=True),
+            "machine": image.machine.model_dump(),
+            "files": digests(project, [APPLIANCE_TEMPLATE]),
+            "tools": {tool: tools[tool] for tool in ("qemu-img", "deflate", "zstandard")},
         },
     )
     return Plan(

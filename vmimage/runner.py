@@ -10,15 +10,31 @@ from pathlib import Path
 from vmimage import host
 from vmimage.console import Console
 from vmimage.errors import BuildError, HostError, InputError
-from vmimage.machine import Hardware, make_overlay, start, write_seed
+from vmimage.formats.opened import open_disk
+from vmimage.machine import FORWARDS, Hardware, make_overlay, start, write_seed
 from vmimage.pipeline import Options
-from vmimage.profiles import FirmwareName
+from vmimage.profiles import HYPERVISORS, PROFILES, FirmwareName
 from vmimage.spec import size_bytes
 from vmimage.stages.release import Release
 from vmimage.store import Store
 
-PORTS = {"ssh": 22, "http": 80, "https": 443, "kubernetes": 6443}
 KEY_NAMES = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
+
+
+def machine_like(hypervisor: str, firmware: str) -> tuple[str, FirmwareName]:
+    """Return the profile and the firmware that a user named.
+
+    Raises:
+        InputError: There is no such thing, or they do not go together.
+    """
+    if hypervisor not in HYPERVISORS:
+        raise InputError(f"--as {hypervisor}: unknown", hint=f"one of {', '.join(HYPERVISORS)}")
+    profile = PROFILES[HYPERVISORS[hypervisor]]
+    for known in profile.firmwares:
+        if known == firmware:
+            return HYPERVISORS[hypervisor], known
+    hint = f"one of {', '.join(profile.firmwares)}"
+    raise InputError(f"--firmware {firmware}: not with --as {hypervisor}", hint=hint)
 
 
 def find_public_keys(given: str | None, folder: Path) -> list[str]:
@@ -69,6 +85,7 @@ def run_release(
     store: Store,
     console: Console,
     *,
+    profile: str,
     firmware: FirmwareName,
     ports: Mapping[str, int],
     public_keys: Sequence[str],
@@ -77,7 +94,7 @@ def run_release(
     """Start a release and wait until it is shut down or Ctrl-C.
 
     Args:
-        ports: Name (see PORTS) -> port on localhost.
+        ports: Name (see FORWARDS) -> port on localhost.
         disk: Overlay that keeps changes; without one they are thrown away at the end.
     """
     host.require(("qemu-system-x86_64", "qemu-img"))
@@ -87,20 +104,25 @@ def run_release(
     with store.workspace("run") as work:
         overlay = disk or work / "overlay.qcow2"
         if not overlay.exists():
-            make_overlay(release.disk.resolve(), "qcow2", overlay)
+            kind = release.first_kind
+            unpacked = disk.with_name(f"{disk.name}.base") if disk else work / "base"
+            unpacked.mkdir(exist_ok=True)
+            opened = open_disk(kind, release.file(kind).resolve(), unpacked)
+            make_overlay(opened.path, opened.format, overlay)
         seed = work / "seed.iso"
         write_seed(seed, public_keys=public_keys, hostname=release.image, instance_id=f"run-{secrets.token_hex(4)}")
         hardware = Hardware(
+            profile=profile,
             firmware=firmware,
             accelerator=accelerator,
             cpus=machine_facts["cpus"],
             memory=size_bytes(machine_facts["memory"]) >> 20,
-            forwards={PORTS[name]: port for name, port in ports.items()},
+            forwards={FORWARDS[name].guest: port for name, port in ports.items()},
             restrict=False,
         )
         with start(hardware, disk=overlay, seed=seed, folder=work) as machine:
             console.event("run", release=str(release.path), ports=dict(ports), serial=str(machine.serial))
-            console.say(f"{release.image} {release.version} is starting ({accelerator}, {firmware}).")
+            console.say(f"{release.image} {release.version} is starting as {profile} ({firmware}, {accelerator}).")
             console.say(f"  ssh -p {ports['ssh']} dev@localhost        (answers within a minute or two)")
             console.say(
                 f"  http://localhost:{ports['http']}  https://localhost:{ports['https']}  ports 80 and 443 of the guest"

@@ -15,7 +15,7 @@ import paramiko
 import pytest
 
 from tests.sandbox import Done, Sandbox, event
-from vmimage.runner import PORTS
+from vmimage.machine import FORWARDS
 from vmimage.ssh import connect, make_key
 
 STAGES = ["fetch", "base", "bake", "export", "verify", "release"]
@@ -46,9 +46,10 @@ def test_build_after_kills_runs_every_stage_and_releases(built: Done, release: P
 
 def test_release_says_how_it_was_made_and_proven(release: Path) -> None:
     manifest = json.loads((release / "manifest.json").read_text())
-    (file,) = manifest["files"].values()
-    data = (release / file["name"]).read_bytes()
-    assert hashlib.sha256(data).hexdigest() == file["sha256"] == manifest["verdict"]["sha256"]
+    assert set(manifest["files"]) == {"qcow2", "ova"}
+    for kind, file in manifest["files"].items():
+        data = (release / file["name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == file["sha256"] == manifest["verdict"]["files"][kind]["sha256"]
     assert set(manifest["stages"]) == set(STAGES) - {"release"}
     for stage in manifest["stages"].values():
         assert stage["seconds"] >= 0
@@ -56,8 +57,8 @@ def test_release_says_how_it_was_made_and_proven(release: Path) -> None:
     assert manifest["peak_disk_bytes"] >= max(stage["peak_disk_bytes"] for stage in manifest["stages"].values())
     assert manifest["packages"]["sshfs"]
     assert manifest["pins"]["kubectl"]["version"] == "v1.37.1"
-    checks = {check["machine"]: check for check in manifest["verdict"]["checks"]}
-    assert set(checks) == {"disk", "virtio-bios", "virtio-uefi"}
+    checks = {check["name"]: check for check in manifest["verdict"]["checks"]}
+    assert set(checks) == {"disk", "qcow2-virtio-uefi", "ova-virtualbox-bios"}
     assert all(check["passed"] and check["tests"] > 5 and not check["skipped"] for check in checks.values())
     sums = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=release, check=False)  # noqa: S607
     assert sums.returncode == 0
@@ -109,20 +110,20 @@ def test_broken_check_releases_nothing(release: Path, sandbox: Sandbox, tmp_path
     done = broken.invoke("build-image", "toolbox")
     assert done.returncode == 6
     assert "disk: test_empty_machine_id:" in done.stderr
-    assert "virtio-bios: test_helm_renders_a_chart" in done.stderr
+    assert "qcow2-virtio-uefi: test_helm_renders_a_chart" in done.stderr
     assert done.stderr.count("test_") == 2, "and nothing else failed"
     assert sandbox.versions() == [release.name, "latest"]
 
 
-def test_verify_of_the_released_file(release: Path, sandbox: Sandbox) -> None:
-    file = release / json.loads((release / "manifest.json").read_text())["files"]["qcow2"]["name"]
+def test_verify_of_a_released_file(release: Path, sandbox: Sandbox) -> None:
+    file = released_file(release, "ova")
     done = sandbox.invoke("verify", str(file), "--json")
     assert done.returncode == 0, done.stderr
     verdict = done.event("result")["verdict"]
     assert (verdict["passed"], verdict["unchanged"]) == (True, True)
-    assert verdict["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert verdict["files"]["ova"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     evidence = Path(done.event("run")["log"]) / "verify"
-    for machine in ("virtio-bios", "virtio-uefi"):
+    for machine in ("ova-virtualbox-bios", "ova-virtualbox-uefi"):
         assert (evidence / machine / "junit.xml").stat().st_size > 1000
         assert (evidence / machine / "screen.png").stat().st_size > 1000
         assert "login" in (evidence / machine / "serial.log").read_text(errors="replace")
@@ -130,14 +131,17 @@ def test_verify_of_the_released_file(release: Path, sandbox: Sandbox) -> None:
 
 
 def test_verify_refuses_a_damaged_file_by_its_manifest(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
-    name = json.loads((release / "manifest.json").read_text())["files"]["qcow2"]["name"]
-    data = bytearray((release / name).read_bytes())
-    data[len(data) // 2] ^= 1
-    (tmp_path / name).write_bytes(data)
+    damaged = flipped(released_file(release, "qcow2"), tmp_path)
     (tmp_path / "manifest.json").write_bytes((release / "manifest.json").read_bytes())
-    done = sandbox.invoke("verify", str(tmp_path / name), timeout=300)
+    done = sandbox.invoke("verify", str(damaged), timeout=300)
     assert done.returncode == 6
     assert "is not what its manifest says" in done.stderr
+
+
+def test_verify_refuses_a_damaged_ova_by_its_own_digests(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
+    done = sandbox.invoke("verify", str(flipped(released_file(release, "ova"), tmp_path)), timeout=300)
+    assert done.returncode == 6
+    assert "toolbox.vmdk has the SHA-256" in done.stderr
 
 
 @pytest.mark.parametrize(("content", "status"), [(None, 2), (b"no disk at all", 6)])
@@ -150,6 +154,18 @@ def test_verify_refuses_what_is_no_image(sandbox: Sandbox, tmp_path: Path, conte
     assert "Traceback" not in done.stderr
 
 
+def released_file(release: Path, kind: str) -> Path:
+    return release / str(json.loads((release / "manifest.json").read_text())["files"][kind]["name"])
+
+
+def flipped(file: Path, folder: Path) -> Path:
+    """Copy a file with one bit changed in its middle."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / file.name).write_bytes(data)
+    return folder / file.name
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -159,7 +175,7 @@ def free_port() -> int:
 def test_run_lets_the_users_key_in_and_ends_on_sigterm(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
     key = make_key(tmp_path)
     (tmp_path / "key.pub").write_text(key.public + "\n")
-    ports = {name: free_port() for name in PORTS}
+    ports = {name: free_port() for name in FORWARDS}
     options = [f"--{name}-port={port}" for name, port in ports.items()]
     process = sandbox.start("run", "toolbox", "--ssh-key", str(tmp_path / "key.pub"), *options)
     assert process.stdout

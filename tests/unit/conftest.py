@@ -48,6 +48,7 @@ FILES = {
     "provision/99-seal.sh": "#!/bin/sh\n",
     "provision/files/20-tool/etc/tool.conf": "a = 1\n",
     "packer/image.pkr.hcl.j2": "",
+    "templates/appliance.ovf.j2": "",
     "tests/image/test_tool.py": "",
 }
 

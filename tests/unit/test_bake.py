@@ -23,7 +23,7 @@ KEY = KeyPair(private=Path("/w/key"), public="ssh-ed25519 AAAA")
 
 @pytest.fixture
 def plan() -> Plan:
-    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs"), "1.0")
+    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
     spec = load_spec(PROJECT / "images.yaml")
     return make_plan(spec, "dev-env", project=PROJECT, tools=tools, today=date(2026, 11, 23))
 

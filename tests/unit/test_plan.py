@@ -10,7 +10,7 @@ from vmimage.errors import InputError
 from vmimage.plan import Plan, Source, make_plan, period
 from vmimage.spec import load_spec
 
-TOOLS = {"packer": "1.6.6", "qemu-img": "7.2", "mmdebstrap": "1.3.5", "mke2fs": "1.47.0"}
+TOOLS = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
 MONDAY = date(2026, 11, 23)
 
 
@@ -86,6 +86,7 @@ def test_mirrors_of_pins_change_no_key_since_the_digest_decides(project: Path) -
         ("provision/run-step", ["bake", "export"]),
         ("provision/files/20-tool/etc/tool.conf", ["bake", "export"]),
         ("packer/image.pkr.hcl.j2", ["bake", "export"]),
+        ("templates/appliance.ovf.j2", ["export"]),
         ("tests/image/test_tool.py", []),
     ],
 )
@@ -108,6 +109,8 @@ def test_mode_of_a_file_counts(project: Path) -> None:
         ("version: v1.2.3+x1", "version: v1.2.4", ["bake", "export"]),
         ("disk: 8 GiB", "disk: 9 GiB", ["bake", "export"]),
         ("qcow2: {}", "qcow2: {compression: zlib}", ["export"]),
+        ("qcow2: {}", "ova: {}", ["export"]),
+        ("qcow2: {}", "raw.zst: {level: 9}", ["export"]),
         ("summary: a tool", "summary: the tool", []),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from vmimage import PROJECT
 from vmimage.errors import InputError, VerifyError
 from vmimage.plan import Plan, make_plan
-from vmimage.spec import load_spec
+from vmimage.spec import FormatName, load_spec
 from vmimage.stages import release as releasing
 from vmimage.stages.release import Release, choose, find_release, make_release, releases, sweep
 
@@ -18,16 +18,16 @@ BODY = b"an image"
 DIGEST = hashlib.sha256(BODY).hexdigest()
 VERDICT = {
     "passed": True,
-    "sha256": DIGEST,
+    "files": {"qcow2": {"sha256": DIGEST}},
     "accelerator": "tcg",
-    "checks": [{"machine": "virtio-bios", "seconds_to_ssh": 60.1, "tests": 20, "failures": []}],
+    "checks": [{"name": "qcow2-virtio-bios", "seconds_to_ssh": 60.1, "tests": 20, "failures": []}],
 }
 DAY = date(2026, 11, 23)
 
 
 @pytest.fixture
 def plan() -> Plan:
-    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs"), "1.0")
+    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
     return make_plan(load_spec(PROJECT / "images.yaml"), "toolbox", project=PROJECT, tools=tools, today=DAY)
 
 
@@ -45,7 +45,9 @@ def make(plan: Plan, export: Path, dist: Path, *, verdict: object = None, today:
         "machine": {"cpus": 2, "memory": "2 GiB"},
         "pins": {"kubectl": {"version": "v1"}}, "components": ["sshfs"], "packages": {"sshfs": "3.7"},
     }  # fmt: skip
-    files = {"qcow2": {"name": "toolbox-amd64.qcow2", "bytes": len(BODY), "sha256": DIGEST}}
+    files: dict[FormatName, dict[str, object]] = {
+        "qcow2": {"name": "toolbox-amd64.qcow2", "bytes": len(BODY), "sha256": DIGEST}
+    }
     return make_release(
         plan,
         export=export,
@@ -68,7 +70,7 @@ def test_release_is_whole(plan: Plan, export: Path, tmp_path: Path) -> None:
     assert (done.path / "SHA256SUMS").read_text().splitlines() == sums
     assert (tmp_path / "dist/toolbox/latest").resolve() == done.path
     readme = (done.path / "README.md").read_text()
-    assert done.disk.name in readme
+    assert done.file("qcow2").name in readme
     assert DIGEST in readme
 
 
@@ -77,8 +79,8 @@ def test_release_is_whole(plan: Plan, export: Path, tmp_path: Path) -> None:
     [
         (VERDICT | {"passed": False}, "no passing verdict"),
         (VERDICT | {"passed": "yes"}, "no passing verdict"),
-        ({"sha256": DIGEST}, "no passing verdict"),
-        (VERDICT | {"sha256": "0" * 64}, "is not the file that was verified"),
+        ({"files": VERDICT["files"]}, "no passing verdict"),
+        (VERDICT | {"files": {"qcow2": {"sha256": "0" * 64}}}, "is not the file that was verified"),
     ],
 )
 def test_without_a_verdict_on_these_bytes_nothing_is_released(

@@ -10,7 +10,8 @@ import pytest
 from tests.sandbox import Sandbox
 from vmimage import PROJECT
 
-TASKS = ["build-image", "clean", "doctor", "fetch", "lint", "list", "lock", "plan", "run", "schema", "test", "verify"]
+TASKS = ["bench", "build-image", "clean", "doctor", "fetch", "lint", "list", "lock", "plan", "run", "schema", "test"]
+TASKS += ["verify"]
 
 
 @pytest.fixture
@@ -61,7 +62,11 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["build-image", "toolbox", "--deb-mirror", "x"], 2, "--deb-mirror 'x' is neither a URL nor"),
         (["build-image", "toolbox", "--accelerator", "hvf"], 2, "--accelerator hvf: unknown"),
         (["verify", "/none.qcow2"], 2, "there is no file /none.qcow2"),
-        (["run", "toolbox", "--firmware", "efi"], 2, "--firmware efi: unknown"),
+        (["run", "toolbox", "--firmware", "efi"], 2, "--firmware efi: not with --as kvm"),
+        (["run", "toolbox", "--as", "xen"], 2, "--as xen: unknown"),
+        (["run", "toolbox", "--as", "hyperv", "--firmware", "uefi"], 2, "--firmware uefi: not with --as hyperv"),
+        (["verify", "images.yaml"], 2, "images.yaml has no known format"),
+        (["build-image", "toolbox", "--matrix", "big"], 2, "--matrix big: unknown"),
         (["run", "toolbox"], 2, "holds no release latest of toolbox"),
         (["fetch", "toolbox", "--mirror", "x", "y"], 1, "No idea what 'y' is!"),
         (["verify"], 1, "did not receive required positional arguments: 'file'"),

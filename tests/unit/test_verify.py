@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from vmimage.checks import Check, dealt_tests, read_junit
 from vmimage.console import Step
 from vmimage.disk import RawDisk
 from vmimage.errors import VerifyError
+from vmimage.matrix import boots
 from vmimage.run import run
 from vmimage.stages.base import write_disk
-from vmimage.stages.verify import Check, Subject, dealt_tests, image_facts, machine_cpus, read_junit, verify
+from vmimage.stages.verify import File, Subject, image_facts, machine_cpus, verify
 
 FACTS = {"components": ["system", "kubectl", "helm", "sshfs", "bootloader"]}
 
@@ -26,14 +28,14 @@ tests/image/test_x.py:3: AssertionError</failure></testcase>
 
 def test_junit_is_read(tmp_path: Path) -> None:
     (tmp_path / "junit.xml").write_text(JUNIT)
-    check = Check(machine="m")
+    check = Check(name="m")
     read_junit(tmp_path / "junit.xml", check)
     assert (check.tests, check.skipped, check.passed) == (4, 1, False)
     assert check.failures == ["bad:\n    E   AssertionError: assert 1 == 2", "broken:\n    fixture failed"]
 
 
 def test_no_junit_is_no_pass(tmp_path: Path) -> None:
-    check = Check(machine="m")
+    check = Check(name="m")
     read_junit(tmp_path / "none.xml", check)
     assert not check.passed
 
@@ -77,10 +79,10 @@ def test_image_that_says_what_it_is(make_disk: Callable[[str | None], Path], tmp
     assert image_facts(RawDisk(disk), tmp_path)["components"] == ["system"]
 
 
-def subject(file: Path, **changes: object) -> Subject:
+def subject(file: Path, recorded: str = "") -> Subject:
     facts = {"image": "x", "components": [], "versions": {}}
-    values: dict[str, object] = {"file": file, "format": "qcow2", "facts": facts, "memory": "512 MiB", "cpus": 1}
-    return Subject(**(values | changes))  # type: ignore[arg-type]
+    files = [File(kind="qcow2", path=file, recorded_sha256=recorded)]
+    return Subject(files=files, boots=boots(["qcow2"], full=False), facts=facts, memory="512 MiB", cpus=1)
 
 
 def quiet() -> Step:
@@ -90,7 +92,7 @@ def quiet() -> Step:
 def test_file_that_is_not_what_its_manifest_says_is_not_even_booted(tmp_path: Path) -> None:
     (tmp_path / "a.qcow2").write_text("changed")
     with pytest.raises(VerifyError, match="is not what its manifest says") as refused:
-        verify(subject(tmp_path / "a.qcow2", recorded_sha256="0" * 64), tmp_path, "tcg", quiet())
+        verify(subject(tmp_path / "a.qcow2", recorded="0" * 64), tmp_path, "tcg", quiet())
     assert "0" * 64 in refused.value.message
     assert refused.value.exit_code == 6
 
@@ -108,11 +110,26 @@ def test_guest_that_does_not_come_up_leaves_its_console_and_screen(
     work.mkdir()
     with pytest.raises(VerifyError) as refused:
         verify(subject(tmp_path / "a.qcow2"), work, "tcg", quiet(), keep=keep)
-    assert "virtio-bios: the machine did not answer ssh within 6 s" in refused.value.message
+    assert "qcow2-virtio-bios: the machine did not answer ssh within 6 s" in refused.value.message
     assert "its console ends with:\n    PANIC" in refused.value.message
-    assert "virtio-uefi" in refused.value.message
-    for machine in ("virtio-bios", "virtio-uefi"):
+    assert "qcow2-virtio-uefi" in refused.value.message
+    for machine in ("qcow2-virtio-bios", "qcow2-virtio-uefi"):
         assert (keep / machine / "screen.png").read_bytes().startswith(b"\x89PNG")
         assert not list((keep / machine).glob("id_*")), "no private key stays"
         assert not list((keep / machine).glob("*.qcow2"))
     assert '"passed": false' in (keep / "verdict.json").read_text()
+
+
+def test_file_that_its_importers_would_refuse(tmp_path: Path) -> None:
+    (tmp_path / "a.ova").write_bytes(b"no archive")
+    archive = Subject(
+        files=[File(kind="ova", path=tmp_path / "a.ova")],
+        boots=boots(["ova"], full=False),
+        facts={"image": "x", "components": [], "versions": {}},
+        memory="512 MiB",
+        cpus=1,
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(VerifyError, match=r"a\.ova is refused: it is no readable tar archive"):
+        verify(archive, work, "tcg", quiet())

@@ -28,9 +28,9 @@ def sparse(path: Path, size: int, pieces: dict[int, bytes]) -> Path:
     return path
 
 
-def written(disk: Path, **options: int) -> bytes:
+def written(disk: Path, threads: int | None = None) -> bytes:
     sink = BytesIO()
-    done = write_vmdk(disk, sink, level=5, **options)
+    done = write_vmdk(disk, sink, level=5, threads=threads)
     assert done.size == len(sink.getvalue())
     return sink.getvalue()
 

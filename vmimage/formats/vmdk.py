@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ MARKER_TABLE, MARKER_DIRECTORY, MARKER_FOOTER = 1, 2, 3
 
 ZERO_GRAIN = bytes(GRAIN)
 
+Compress = Callable[[bytes, int], bytes | bytearray]
+
 
 class Sink(Protocol):
     """What the writer needs of a file: bytes go in, in order."""
@@ -56,13 +58,16 @@ class Written:
     populated: int
 
 
-def write_vmdk(disk: Path, sink: Sink, *, level: int, threads: int | None = None) -> Written:
+def write_vmdk(
+    disk: Path, sink: Sink, *, level: int, threads: int | None = None, compress: Compress = deflate.zlib_compress
+) -> Written:
     """Write a raw disk as a streamOptimized VMDK.
 
     Args:
         disk: Raw image; its size is a multiple of 512 bytes.
         sink: Takes the bytes in order; no seek is needed.
-        level: libdeflate's, 1 to 12.
+        level: What `compress` takes; libdeflate's go from 1 to 12.
+        compress: Makes a zlib stream of a grain.
         threads: That compress at once; all processors when not given.
 
     Raises:
@@ -73,13 +78,17 @@ def write_vmdk(disk: Path, sink: Sink, *, level: int, threads: int | None = None
     if not capacity or capacity % SECTOR:
         raise ValueError(f"{disk} has {capacity} bytes, which is no multiple of {SECTOR}")
     out = _Counting(sink)
+
+    def compressed(grain: bytes) -> bytes:
+        return bytes(compress(grain, level))
+
     out.write(header(capacity, DIRECTORY_AT_END))
     out.write(descriptor(capacity))
     out.write(bytes(OVERHEAD_SECTORS * SECTOR - out.count))
     directory = [0] * -(-capacity // TABLE_SPAN)
     populated = 0
     with disk.open("rb") as file:
-        for number, grains in _compressed_tables(file.fileno(), capacity, threads or os.cpu_count() or 1, level):
+        for number, grains in _compressed_tables(file.fileno(), capacity, threads or os.cpu_count() or 1, compressed):
             table = [0] * GRAINS_PER_TABLE
             for grain, data in grains:
                 table[grain] = out.sector
@@ -161,13 +170,13 @@ def descriptor(capacity: int) -> bytes:
 
 
 def _compressed_tables(
-    fd: int, capacity: int, threads: int, level: int
+    fd: int, capacity: int, threads: int, compress: Callable[[bytes], bytes]
 ) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
     """Yield (number of a grain table, its grains that are not all zeros), in order; some tables are worked on ahead."""
     waiting: deque[tuple[int, Future[list[tuple[int, bytes]]]]] = deque()
     with ThreadPoolExecutor(max_workers=threads) as pool:
         for number, ranges in _tables(fd, capacity):
-            waiting.append((number, pool.submit(_compress_table, fd, number, ranges, capacity, level)))
+            waiting.append((number, pool.submit(_compress_table, fd, number, ranges, capacity, compress)))
             # Bounds the memory: a table is up to 32 MiB.
             if len(waiting) > 2 * threads:
                 first, done = waiting.popleft()
@@ -203,7 +212,7 @@ def _tables(fd: int, capacity: int) -> Iterator[tuple[int, list[tuple[int, int]]
 
 
 def _compress_table(
-    fd: int, number: int, ranges: list[tuple[int, int]], capacity: int, level: int
+    fd: int, number: int, ranges: list[tuple[int, int]], capacity: int, compress: Callable[[bytes], bytes]
 ) -> list[tuple[int, bytes]]:
     grains = []
     for begin, stop in ranges:
@@ -214,7 +223,7 @@ def _compress_table(
             if len(piece) < GRAIN:
                 piece = piece.ljust(GRAIN, b"\0")
             if piece != ZERO_GRAIN:
-                packed = deflate.zlib_compress(piece, level)
+                packed = compress(piece)
                 lba = struct.pack("<QI", grain * GRAIN_SECTORS, len(packed))
                 grains.append((grain - number * GRAINS_PER_TABLE, padded(lba + packed)))
     return grains

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.console import Step
-from vmimage.disk import RawDisk
+from vmimage.disk import RawDisk, content_digest
 from vmimage.errors import BuildError, FetchError, HostError
 from vmimage.host import Accelerator, tool_version
 from vmimage.machine import cpu_model, qemu_value
@@ -147,7 +147,7 @@ def make_bake(
     for leftover in (folder, work / "output"):
         shutil.rmtree(leftover)
     step.outcome = f"{len(plan.steps)} steps, {disk_use(work) >> 20} MiB"
-    return {"build_key": key.public, "accelerator": accelerator}
+    return {"build_key": key.public, "accelerator": accelerator, "disk_sha256": content_digest(disk)}
 
 
 class _Position:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from vmimage import PROJECT
 from vmimage.console import Step, human_bytes
-from vmimage.plan import Plan
+from vmimage.disk import content_digest
+from vmimage.errors import BuildError
+from vmimage.formats.ova import Appliance, write_ova
+from vmimage.formats.raw_zst import write_raw_zst
+from vmimage.formats.vmdk import write_vmdk
+from vmimage.machine import FORWARDS
+from vmimage.plan import APPLIANCE_TEMPLATE, Plan
 from vmimage.run import run
-from vmimage.spec import FormatName
+from vmimage.spec import FormatName, size_bytes
 from vmimage.store import sha256_file
+
+VENDOR = "vmimage"
 
 
 def file_name(plan: Plan, kind: FormatName) -> str:
@@ -26,15 +37,78 @@ def qcow2_command(disk: Path, to: Path, compression: str) -> list[str]:
     return ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", options, str(disk), str(to)]
 
 
-def make_export(plan: Plan, disk: Path, work: Path, step: Step) -> Mapping[str, object]:
-    """Write every format of the image into `work`; notes name, size and SHA-256 of each."""
-    files: dict[str, dict[str, object]] = {}
-    if plan.image.formats.qcow2:
-        step.now("qcow2")
-        path = work / file_name(plan, "qcow2")
-        run(qcow2_command(disk, path, plan.image.formats.qcow2.compression))
-        run(["qemu-img", "check", "-q", path])
-        files["qcow2"] = {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    total = sum(path.stat().st_size for path in work.iterdir())
-    step.outcome = f"{', '.join(files)}: {human_bytes(total)}"
+def writers(plan: Plan) -> dict[FormatName, Callable[[Path, Path], object]]:
+    """Return, for each format of the image, what writes a raw disk to a file."""
+    formats = plan.image.formats
+    found: dict[FormatName, Callable[[Path, Path], object]] = {}
+    if formats.qcow2:
+        compression = formats.qcow2.compression
+        found["qcow2"] = lambda disk, to: run(qcow2_command(disk, to, compression))
+    if formats.ova:
+        level = formats.ova.level
+        template = PROJECT / APPLIANCE_TEMPLATE
+        found["ova"] = lambda disk, to: write_ova(disk, to, appliance(plan), template, level=level)
+    if formats.vmdk:
+        vmdk_level = formats.vmdk.level
+        found["vmdk"] = lambda disk, to: _to_file(disk, to, vmdk_level)
+    if formats.raw_zst:
+        zstd_level = formats.raw_zst.level
+        found["raw.zst"] = lambda disk, to: write_raw_zst(disk, to, level=zstd_level)
+    if formats.vhdx:
+        found["vhdx"] = _write_vhdx
+    return found
+
+
+def appliance(plan: Plan) -> Appliance:
+    """Return what the OVA says of the machine; its version is the part of the release's that is known by now."""
+    return Appliance(
+        name=plan.name,
+        version=plan.export_stage.key[:8],
+        vendor=VENDOR,
+        summary=plan.image.summary,
+        cpus=plan.image.machine.cpus,
+        memory_mib=size_bytes(plan.image.machine.memory) >> 20,
+        forwards=tuple((name, forward.host, forward.guest) for name, forward in FORWARDS.items()),
+    )
+
+
+def _to_file(disk: Path, to: Path, level: int) -> None:
+    with to.open("wb") as file:
+        write_vmdk(disk, file, level=level)
+
+
+def _write_vhdx(disk: Path, to: Path) -> None:
+    """Write a dynamic VHDX whose file has no holes: Windows refuses to attach a sparse one."""
+    holey = to.with_suffix(".holey")
+    run(["qemu-img", "convert", "-f", "raw", "-O", "vhdx", "-o", "subformat=dynamic", disk, holey])
+    run(["cp", "--sparse=never", holey, to])
+    holey.unlink()
+
+
+def make_export(plan: Plan, disk: Path, disk_digest: str, work: Path, step: Step) -> Mapping[str, object]:
+    """Write every format of the image into `work`, several at once; notes name, size and SHA-256 of each.
+
+    Raises:
+        BuildError: The sealed disk is not what the bake made, or a file could not be written.
+    """
+    step.now("read the sealed disk")
+    if content_digest(disk) != disk_digest:
+        raise BuildError(
+            f"the sealed disk in the cache is damaged: {disk}",
+            hint=f"remove {disk.parent} and run the command again: the bake is repeated",
+        )
+    chosen = writers(plan)
+
+    def write(kind: FormatName) -> dict[str, object]:
+        step.now(kind)
+        path = work / file_name(plan, kind)
+        try:
+            chosen[kind](disk, path)
+        except OSError as error:
+            raise BuildError(f"{path.name} could not be written: {error}") from error
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        files = dict(zip(chosen, pool.map(write, chosen), strict=True))
+    step.outcome = ", ".join(f"{kind} {human_bytes((work / file_name(plan, kind)).stat().st_size)}" for kind in files)
     return {"files": files}

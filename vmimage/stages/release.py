@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vmimage import PROJECT
 from vmimage.console import human_bytes
 from vmimage.errors import InputError, VerifyError
+from vmimage.machine import FORWARDS
 from vmimage.plan import Plan
 from vmimage.render import render
+from vmimage.spec import FormatName
 from vmimage.store import sha256_file, sync, sync_tree
 
 MANIFEST = "manifest.json"
@@ -37,9 +39,13 @@ class Release:
     manifest: Mapping[str, Any]
 
     @property
-    def disk(self) -> Path:
-        """The qcow2 file."""
-        return self.path / str(self.manifest["files"]["qcow2"]["name"])
+    def first_kind(self) -> FormatName:
+        """The format to start machines from: qcow2 where there is one."""
+        return next(kind for kind in get_args(FormatName) if kind in self.manifest["files"])
+
+    def file(self, kind: FormatName) -> Path:
+        """The file of a format."""
+        return self.path / str(self.manifest["files"][kind]["name"])
 
 
 def version_of(export_key: str, today: date) -> str:
@@ -64,7 +70,7 @@ def releases(dist: Path) -> list[Release]:
     return found
 
 
-def require_verdict(verdict: Mapping[str, object], file: Path) -> str:
+def require_verdict(verdict: Mapping[str, Any], kind: str, file: Path) -> str:
     """Check that a verdict passed and speaks of exactly this file; returns the file's SHA-256.
 
     Raises:
@@ -73,10 +79,11 @@ def require_verdict(verdict: Mapping[str, object], file: Path) -> str:
     actual = sha256_file(file)
     if verdict.get("passed") is not True:
         raise VerifyError(f"{file.name} has no passing verdict, so it is not released", hint="run the build again")
-    if verdict.get("sha256") != actual:
+    verified = verdict.get("files", {}).get(kind, {}).get("sha256")
+    if verified != actual:
         raise VerifyError(
             f"{file.name} is not the file that was verified, so it is not released\n"
-            f"    verified {verdict.get('sha256')}\n    found    {actual}",
+            f"    verified {verified}\n    found    {actual}",
             hint="run the build again; `invoke clean` first if it stays so",
         )
     return actual
@@ -86,8 +93,8 @@ def make_release(
     plan: Plan,
     *,
     export: Path,
-    files: Mapping[str, Mapping[str, object]],
-    verdict: Mapping[str, object],
+    files: Mapping[FormatName, Mapping[str, object]],
+    verdict: Mapping[str, Any],
     manifest: Mapping[str, object],
     dist: Path,
     today: date,
@@ -113,18 +120,24 @@ def make_release(
             source = export / str(facts["name"])
             name = f"{plan.name}-{version}-{plan.base.arch}.{kind}"
             place(source, work / name)
-            released[kind] = {"name": name, "bytes": facts["bytes"], "sha256": require_verdict(verdict, work / name)}
+            digest = require_verdict(verdict, kind, work / name)
+            released[kind] = {"name": name, "bytes": facts["bytes"], "sha256": digest}
         content = {"image": plan.name, "version": version, **manifest, "files": released, "verdict": verdict}
         (work / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        values = {"manifest": content, "plan": plan, "qcow2": released.get("qcow2"), "size": human_bytes}
+        values = {"manifest": content, "plan": plan, "files": released, "forwards": FORWARDS, "size": human_bytes}
         (work / "README.md").write_text(render(PROJECT / "templates" / "release-readme.md.j2", values))
         sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(work.iterdir())]
         (work / "SHA256SUMS").write_text("".join(sums))
         work.chmod(0o755)
         sync_tree(work)
         if final.exists():
-            shutil.rmtree(final)
-        work.rename(final)
+            # Out of sight first, so that no half of it is ever seen; `sweep` would remove it.
+            aside = image_folder / f".{version}-{uuid.uuid4().hex[:8]}"
+            final.rename(aside)
+            work.rename(final)
+            shutil.rmtree(aside)
+        else:
+            work.rename(final)
         sync(image_folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Verify: the exported file itself, booted as it will be used -> a verdict on exactly its bytes.
+"""Verify: the exported files themselves, booted as their hypervisors do -> a verdict on exactly their bytes.
 
 Each machine runs on a throwaway overlay. `tests/image` runs over ssh inside it (pytest-testinfra), and on the disk
 from outside for what must not be there (`test_hygiene.py`).
@@ -10,34 +10,42 @@ import json
 import os
 import secrets
 import shutil
-import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
-from vmimage import PROJECT
+from vmimage.checks import DISK_TESTS, Check, dealt_tests, run_tests
 from vmimage.console import Step
-from vmimage.disk import RawDisk
+from vmimage.disk import RawDisk, content_digest
 from vmimage.errors import HostError, VerifyError, VmimageError
+from vmimage.formats.opened import Opened, open_disk
 from vmimage.host import Accelerator
 from vmimage.machine import Hardware, make_overlay, start, write_seed
-from vmimage.profiles import FIRMWARES, FirmwareName
+from vmimage.matrix import Boot
 from vmimage.run import run, tail
-from vmimage.spec import size_bytes
+from vmimage.spec import FormatName, size_bytes
 from vmimage.ssh import connect, make_key, wait_for_ssh
 from vmimage.store import sha256_file
 
 VERDICT = "verdict.json"
 USER = "dev"
 SSH_SECONDS = {"kvm": 120.0, "tcg": 420.0}
-TEST_SECONDS = 1800.0
 GROW_BYTES = 4 << 30
-DISK_TESTS = ("test_hygiene.py",)
-MACHINE_TESTS = ("test_machine.py",)
+AT_ONCE = 2
+"""Machines that run at the same time; `doctor` asks for memory accordingly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """An exported file; `recorded_sha256` is what its manifest says, if there is one."""
+
+    kind: FormatName
+    path: Path
+    recorded_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,49 +53,32 @@ class Subject:
     """What is verified, and what it should be.
 
     Attributes:
+        boots: In which machines the files are booted.
         facts: What the image should say of itself: image, components, versions, build.
         build_key: The public key of its bake, if known.
-        recorded_sha256: What the file's manifest says, if there is one.
     """
 
-    file: Path
-    format: str
+    files: Sequence[File]
+    boots: Sequence[Boot]
     facts: Mapping[str, object]
     memory: str
     cpus: int
     build_key: str = ""
-    recorded_sha256: str = ""
 
 
-@dataclass(kw_only=True)
-class Check:
-    """The outcome of one test session: on the disk, or in one machine."""
+class _Clones:
+    """What the machines of one verification must not share; each is compared with those that came up before it."""
 
-    machine: str
-    firmware: str = ""
-    seconds_to_ssh: float | None = None
-    tests: int = 0
-    skipped: int = 0
-    failures: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: list[dict[str, str]] = []
 
-    @property
-    def passed(self) -> bool:
-        """A session without tests proves nothing."""
-        return self.tests > 0 and not self.failures
-
-
-def test_files(facts: Mapping[str, object]) -> list[str]:
-    """Return the files of tests/image that run inside machines: one for each component."""
-    components = facts.get("components", [])
-    assert isinstance(components, Sequence)  # noqa: S101 - release.json, checked by image_facts
-    return [*MACHINE_TESTS, *(f"test_{component}.py" for component in components)]
-
-
-def dealt_tests(facts: Mapping[str, object], machine: int, machines: int) -> list[str]:
-    """Return the files to run in one of some machines: those about machines in each, a component in one of them."""
-    tests = test_files(facts)
-    own = len(MACHINE_TESTS)
-    return [*tests[:own], *tests[own:][machine::machines]]
+    def introduce(self, identity: dict[str, str]) -> list[dict[str, str]]:
+        """Add a clone, and return those that were there."""
+        with self._lock:
+            others = list(self._known)
+            self._known.append(identity)
+            return others
 
 
 def image_facts(disk: RawDisk, work: Path) -> Mapping[str, object]:
@@ -113,7 +104,7 @@ def image_facts(disk: RawDisk, work: Path) -> Mapping[str, object]:
 def verify(
     subject: Subject, work: Path, accelerator: Accelerator, step: Step, *, keep: Path | None = None
 ) -> Mapping[str, object]:
-    """Check a file, leave verdict.json, JUnit files, consoles and screenshots in `work`, return the verdict.
+    """Check files, leave verdict.json, JUnit files, consoles and screenshots in `work`, return the verdict.
 
     Args:
         keep: Where to copy the evidence when the verdict is bad.
@@ -122,119 +113,149 @@ def verify(
         VerifyError: The verdict is bad, with the reasons.
     """
     started = datetime.now(UTC)
-    step.now("read the file")
-    digest = sha256_file(subject.file)
-    if subject.recorded_sha256 not in ("", digest):
-        raise VerifyError(
-            f"{subject.file.name} is not what its manifest says\n"
-            f"    manifest {subject.recorded_sha256}\n    found    {digest}",
-            hint="download or build it again",
-        )
-    identities: dict[FirmwareName, Future[dict[str, str]]] = {firmware: Future() for firmware in FIRMWARES}
-    with ThreadPoolExecutor(max_workers=len(FIRMWARES) + 1) as pool:
-        on_disk = pool.submit(_check_disk, subject, work, step)
+    step.now("read the files")
+    digests = {file.kind: require_recorded(file) for file in subject.files}
+    disks = {file.kind: opened_disk(file, work) for file in subject.files}
+    clones = _Clones()
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as machines, ThreadPoolExecutor(max_workers=1) as beside:
+        on_disk = beside.submit(_check_disks, subject, disks, work, step)
         in_machines = [
-            pool.submit(_check_machine, subject, firmware, identities, work, accelerator, step)
-            for firmware in FIRMWARES
+            machines.submit(_check_machine, subject, index, disks[boot.kind], clones, work, accelerator, step)
+            for index, boot in enumerate(subject.boots)
         ]
         checks = [on_disk.result(), *(future.result() for future in in_machines)]
-    unchanged = sha256_file(subject.file) == digest
+    for kind in disks:
+        shutil.rmtree(work / f"disk-{kind}")
+    changed = [file.path.name for file in subject.files if sha256_file(file.path) != digests[file.kind]]
     verdict: dict[str, object] = {
-        "file": subject.file.name,
-        "sha256": digest,
-        "bytes": subject.file.stat().st_size,
         "image": subject.facts["image"],
         "build": subject.facts.get("build"),
-        "passed": unchanged and all(check.passed for check in checks),
-        "unchanged": unchanged,
+        "passed": not changed and all(check.passed for check in checks),
+        "unchanged": not changed,
         "accelerator": accelerator,
         "started": started.isoformat(timespec="seconds"),
+        "files": {
+            file.kind: {"name": file.path.name, "bytes": file.path.stat().st_size, "sha256": digests[file.kind]}
+            for file in subject.files
+        },
         "checks": [{**asdict(check), "passed": check.passed} for check in checks],
     }
     (work / VERDICT).write_text(json.dumps(verdict, indent=2) + "\n")
     if not verdict["passed"]:
         if keep:
             shutil.copytree(work, keep, dirs_exist_ok=True)
-        reasons = [
-            f"{check.machine}: {reason}"
-            for check in checks
-            for reason in check.failures or ["ran no test"]
-            if not check.passed
-        ]
-        reasons += [] if unchanged else ["the file changed while it was verified"]
+        reasons = [f"{check.name}: {reason}" for check in checks if not check.passed
+                   for reason in check.failures or ["ran no test"]]  # fmt: skip
+        reasons += [f"{name} changed while it was verified" for name in changed]
         raise VerifyError(
-            f"{subject.file.name} failed verification:\n" + "\n".join(f"  {reason}" for reason in reasons),
+            f"{subject.facts['image']} failed verification:\n" + "\n".join(f"  {reason}" for reason in reasons),
             hint=f"verdict, consoles and screenshots: {keep}" if keep else "",
         )
-    times = ", ".join(
-        f"{check.firmware} ssh after {check.seconds_to_ssh:.0f} s" for check in checks if check.seconds_to_ssh
-    )
-    step.outcome = f"{sum(check.tests for check in checks)} checks passed; {times}"
+    times = ", ".join(f"{check.name} {check.seconds_to_ssh:.0f} s" for check in checks if check.seconds_to_ssh)
+    step.outcome = f"{sum(check.tests for check in checks)} checks passed; ssh after: {times}"
     return verdict
+
+
+def require_recorded(file: File) -> str:
+    """Return a file's SHA-256.
+
+    Raises:
+        VerifyError: It is another than its manifest says.
+    """
+    digest = sha256_file(file.path)
+    if file.recorded_sha256 not in ("", digest):
+        raise VerifyError(
+            f"{file.path.name} is not what its manifest says\n"
+            f"    manifest {file.recorded_sha256}\n    found    {digest}",
+            hint="download or build it again",
+        )
+    return digest
+
+
+def opened_disk(file: File, work: Path) -> Opened:
+    """Open a file as its hypervisor would, in a folder of its own below `work`.
+
+    Raises:
+        VerifyError: It is refused, with the reason.
+    """
+    folder = work / f"disk-{file.kind}"
+    folder.mkdir()
+    try:
+        return open_disk(file.kind, file.path, folder)
+    except (ValueError, OSError) as error:
+        raise VerifyError(f"{file.path.name} is refused: {error}", hint="download or build it again") from error
 
 
 def machine_cpus(wanted: int, accelerator: Accelerator) -> int:
     """Return how many processors a machine gets: emulated ones beyond the host's own only wait for each other."""
-    share = max(1, (os.cpu_count() or 1) // len(FIRMWARES))
+    share = max(1, (os.cpu_count() or 1) // AT_ONCE)
     return wanted if accelerator == "kvm" else min(wanted, share)
 
 
-def _check_disk(subject: Subject, work: Path, step: Step) -> Check:
-    """Run the tests that look at the disk from outside."""
-    check = Check(machine="disk")
+def _check_disks(subject: Subject, disks: Mapping[FormatName, Opened], work: Path, step: Step) -> Check:
+    """Run the tests that look at the disk from outside on the first file, and compare the others' disks with it."""
+    check = Check(name="disk")
     folder = work / "disk"
     folder.mkdir()
     raw = folder / "disk.raw"
-    run(["qemu-img", "convert", "-f", subject.format, "-O", "raw", subject.file, raw], error=VerifyError)
-    context = {"facts": subject.facts, "raw_disk": str(raw), "build_key": subject.build_key}
-    _run_tests(DISK_TESTS, context, [], folder, check, step)
-    raw.unlink()
+    first = ""
+    for kind, disk in disks.items():
+        run(["qemu-img", "convert", "-f", disk.format, "-O", "raw", disk.path, raw], error=VerifyError)
+        content = content_digest(raw)
+        if not first:
+            first = content
+            context = {"facts": subject.facts, "raw_disk": str(raw), "build_key": subject.build_key}
+            run_tests(check, DISK_TESTS, context, [], folder)
+        elif content != first:
+            check.failures.append(f"the disk in the {kind} is another than that in the {next(iter(disks))}")
+        raw.unlink()
+    step.now(f"disk: {check.tests} tests, {len(check.failures)} failed")
     return check
 
 
 def _check_machine(
     subject: Subject,
-    firmware: FirmwareName,
-    identities: Mapping[FirmwareName, Future[dict[str, str]]],
+    index: int,
+    disk: Opened,
+    clones: _Clones,
     work: Path,
     accelerator: Accelerator,
     step: Step,
 ) -> Check:
-    """Boot one clone of the file, and run the tests inside it."""
-    check = Check(machine=f"virtio-{firmware}", firmware=firmware)
-    folder = work / check.machine
+    """Boot one clone of a file, and run the tests inside it."""
+    boot = subject.boots[index]
+    check = Check(name=boot.name)
+    folder = work / boot.name
     folder.mkdir()
     key = make_key(folder)
     seed, overlay = folder / "seed.iso", folder / "overlay.qcow2"
-    name = f"verify-{firmware}"
-    write_seed(seed, public_keys=[key.public], hostname=name, instance_id=f"{name}-{secrets.token_hex(4)}")
+    hostname = f"verify-{index}"
+    write_seed(seed, public_keys=[key.public], hostname=hostname, instance_id=f"{hostname}-{secrets.token_hex(4)}")
     hardware = Hardware(
-        firmware=firmware,
+        profile=boot.profile,
+        firmware=boot.firmware,
         accelerator=accelerator,
         cpus=machine_cpus(subject.cpus, accelerator),
         memory=size_bytes(subject.memory) >> 20,
         forwards={22: 0},
     )
     try:
-        make_overlay(subject.file, subject.format, overlay, grow_by=GROW_BYTES)
+        make_overlay(disk.path, disk.format, overlay, grow_by=GROW_BYTES)
         with start(hardware, disk=overlay, seed=seed, folder=folder) as machine:
             booted = time.monotonic()
             try:
                 port = machine.port(22)
-                step.now(f"boot as {check.machine}")
+                step.now(f"boot as {boot.name}")
                 wait_for_ssh(port, USER, key.private, timeout=SSH_SECONDS[accelerator], alive=machine.alive)
                 check.seconds_to_ssh = round(time.monotonic() - booted, 1)
-                step.now(f"{check.machine} answered ssh after {check.seconds_to_ssh:.0f} s")
-                identities[firmware].set_result(_identity(port, key.private))
-                siblings = [identities[other].result() for other in identities if other != firmware]
+                step.now(f"{boot.name} answered ssh after {check.seconds_to_ssh:.0f} s")
+                siblings = clones.introduce(_identity(port, key.private))
             finally:
-                if not identities[firmware].done():
-                    identities[firmware].set_result({})
                 machine.screenshot(folder / "screen.png")
             context = {
                 "facts": subject.facts,
-                "firmware": firmware,
-                "hostname": name,
+                "firmware": boot.firmware,
+                "hostname": hostname,
                 "port": port,
                 "grown_by": GROW_BYTES,
                 "seconds_to_ssh": check.seconds_to_ssh,
@@ -246,8 +267,8 @@ def _check_machine(
                 "  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n"
             )
             hosts = [f"--hosts=paramiko://{USER}@127.0.0.1:{port}", f"--ssh-config={config}"]
-            tests = dealt_tests(subject.facts, FIRMWARES.index(firmware), len(FIRMWARES))
-            _run_tests(tests, context, hosts, folder, check, step)
+            run_tests(check, dealt_tests(subject.facts, index, len(subject.boots)), context, hosts, folder)
+            step.now(f"{boot.name}: {check.tests} tests, {len(check.failures)} failed")
     except HostError:
         raise
     except (VmimageError, OSError) as error:
@@ -255,8 +276,6 @@ def _check_machine(
         console = serial.read_text(errors="replace") if serial.exists() else ""
         check.failures.append(f"{error}\n  its console ends with:{tail(console)}")
     finally:
-        if not identities[firmware].done():
-            identities[firmware].set_result({})
         overlay.unlink(missing_ok=True)
         key.private.unlink()
     return check
@@ -266,48 +285,10 @@ def _identity(port: int, key: Path) -> dict[str, str]:
     """Read what two clones must not share."""
     found = {}
     with connect(port, USER, key) as client:
-        for name, command in (("machine-id", "cat /etc/machine-id"), ("host-keys", "cat /etc/ssh/ssh_host_*_key.pub")):
+        for name, command in (
+            ("machine-id", "cat /etc/machine-id"),
+            ("host-keys", "cat /etc/ssh/ssh_host_*_key.pub"),
+        ):
             _, stdout, _ = client.exec_command(command, timeout=60)
             found[name] = stdout.read().decode().strip()
     return found
-
-
-def _run_tests(
-    files: Sequence[str], context: Mapping[str, object], hosts: Sequence[str], folder: Path, check: Check, step: Step
-) -> None:
-    """Run files of tests/image in a pytest of their own, and read what it reports."""
-    junit, context_file = folder / "junit.xml", folder / "context.json"
-    context_file.write_text(json.dumps(context, indent=2))
-    argv = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "filterwarnings=default",
-        "-v",
-        "--tb=short",
-    ]
-    argv += [f"--context={context_file}", f"--junitxml={junit}", "-o", f"junit_suite_name={check.machine}", *hosts]
-    paths = [str(PROJECT / "tests" / "image" / file) for file in files]
-    done = run([*argv, *paths], cwd=PROJECT, timeout=TEST_SECONDS, check=False)
-    read_junit(junit, check)
-    if done.returncode and not check.failures:
-        check.failures.append(f"pytest ended with status {done.returncode}:{tail(done.output)}")
-    step.now(f"{check.machine}: {check.tests} tests, {len(check.failures)} failed")
-
-
-def read_junit(path: Path, check: Check) -> None:
-    """Read counts and failures of a JUnit file that pytest wrote; no file means that nothing ran."""
-    if not path.exists():
-        return
-    for case in ET.parse(path).getroot().iter("testcase"):  # noqa: S314 - our own pytest wrote it
-        check.tests += 1
-        check.skipped += case.find("skipped") is not None
-        for kind in ("failure", "error"):
-            problem = case.find(kind)
-            if problem is not None:
-                text = (problem.text or problem.get("message") or "").strip()
-                said = [line for line in text.splitlines() if line.startswith("E ")] or text.splitlines()
-                check.failures.append(f"{case.get('name')}:{tail(chr(10).join(said), 8)}")

@@ -1,0 +1,88 @@
+"""Sessions of tests/image: one pytest each, on a disk or in a machine, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from vmimage import PROJECT
+from vmimage.run import run, tail
+
+TEST_SECONDS = 1800.0
+DISK_TESTS = ("test_hygiene.py",)
+MACHINE_TESTS = ("test_machine.py",)
+
+
+@dataclass(kw_only=True)
+class Check:
+    """The outcome of one session.
+
+    Attributes:
+        name: `disk`, or the file, profile and firmware of a machine.
+        failures: One text each: the test's name and what it said.
+    """
+
+    name: str
+    seconds_to_ssh: float | None = None
+    tests: int = 0
+    skipped: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """A session without tests proves nothing."""
+        return self.tests > 0 and not self.failures
+
+
+def test_files(facts: Mapping[str, object]) -> list[str]:
+    """Return the files of tests/image that run inside machines: one for each component."""
+    components = facts.get("components", [])
+    assert isinstance(components, Sequence)  # noqa: S101 - release.json, checked when it was read
+    return [*MACHINE_TESTS, *(f"test_{component}.py" for component in components)]
+
+
+def dealt_tests(facts: Mapping[str, object], machine: int, machines: int) -> list[str]:
+    """Return the files to run in one of some machines: those about machines in each, a component in one of them."""
+    tests = test_files(facts)
+    own = len(MACHINE_TESTS)
+    return [*tests[:own], *tests[own:][machine::machines]]
+
+
+def run_tests(
+    check: Check, files: Sequence[str], context: Mapping[str, object], hosts: Sequence[str], folder: Path
+) -> None:
+    """Run files of tests/image in a pytest of their own, and add what it reports to `check`.
+
+    Args:
+        context: What `tests/image/conftest.py` hands to the tests; leave it in `folder` with the JUnit file.
+        hosts: Options that name the machine to testinfra; none for tests on a disk.
+    """
+    junit, context_file = folder / "junit.xml", folder / "context.json"
+    context_file.write_text(json.dumps(context, indent=2))
+    argv = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    argv += ["-o", "filterwarnings=default", "-o", f"junit_suite_name={check.name}"]
+    argv += [f"--context={context_file}", f"--junitxml={junit}", *hosts]
+    paths = [str(PROJECT / "tests" / "image" / file) for file in files]
+    done = run([*argv, *paths], cwd=PROJECT, timeout=TEST_SECONDS, check=False)
+    read_junit(junit, check)
+    if done.returncode and not check.failures:
+        check.failures.append(f"pytest ended with status {done.returncode}:{tail(done.output)}")
+
+
+def read_junit(path: Path, check: Check) -> None:
+    """Read counts and failures of a JUnit file that pytest wrote; no file means that nothing ran."""
+    if not path.exists():
+        return
+    for case in ET.parse(path).getroot().iter("testcase"):  # noqa: S314 - our own pytest wrote it
+        check.tests += 1
+        check.skipped += case.find("skipped") is not None
+        for kind in ("failure", "error"):
+            problem = case.find(kind)
+            if problem is not None:
+                text = (problem.text or problem.get("message") or "").strip()
+                said = [line for line in text.splitlines() if line.startswith("E ")] or text.splitlines()
+                check.failures.append(f"{case.get('name')}:{tail(chr(10).join(said), 8)}")

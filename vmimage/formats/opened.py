@@ -1,0 +1,55 @@
+"""Any exported file as the disk that its hypervisor sees."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmimage.formats.ova import check_ova
+from vmimage.formats.raw_zst import read_raw_zst
+from vmimage.run import run
+from vmimage.spec import FormatName
+
+# Longest first: `.raw.zst` is no `.zst`.
+SUFFIXES: tuple[FormatName, ...] = ("raw.zst", "qcow2", "vmdk", "vhdx", "ova")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A disk, and its format in QEMU's words."""
+
+    path: Path
+    format: str
+
+
+def kind_of(path: Path) -> FormatName | None:
+    """Return the format that a file's name says it has."""
+    return next((kind for kind in SUFFIXES if path.name.endswith(f".{kind}")), None)
+
+
+def open_disk(kind: FormatName, path: Path, work: Path) -> Opened:
+    """Check an exported file, and unpack its disk into `work` where a hypervisor's importer would do so, too.
+
+    Raises:
+        ValueError: It is refused, with the reason.
+        OSError: It cannot be read, or what comes out not be written.
+    """
+    if kind == "ova":
+        contents = check_ova(path)
+        disk = work / contents.disk_name
+        with path.open("rb") as archive, disk.open("wb") as out:
+            archive.seek(contents.offset)
+            shutil.copyfileobj(archive, out, 1 << 20)
+            out.truncate(contents.size)
+        opened = Opened(path=disk, format="vmdk")
+    elif kind == "raw.zst":
+        disk = work / "disk.raw"
+        read_raw_zst(path, disk)
+        return Opened(path=disk, format="raw")
+    else:
+        opened = Opened(path=path, format=kind)
+    checked = run(["qemu-img", "check", "-f", opened.format, opened.path], check=False)
+    if checked.returncode:
+        raise ValueError(f"its disk is damaged: {checked.output.strip()}")
+    return opened
