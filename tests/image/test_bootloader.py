@@ -10,5 +10,7 @@ def test_removable_path(root: Host) -> None:
     assert root.file("/boot/efi/EFI/BOOT/BOOTX64.EFI").size > 100_000
 
 
-def test_both_consoles(host: Host) -> None:
-    assert {"console=tty0", "console=ttyS0,115200"} <= set(host.file("/proc/cmdline").content_string.split())
+def test_kernel_arguments(host: Host) -> None:
+    assert {"console=tty0", "console=ttyS0,115200", "no_timer_check"} <= set(
+        host.file("/proc/cmdline").content_string.split()
+    )
