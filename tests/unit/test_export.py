@@ -1,0 +1,106 @@
+"""Every format, from one small disk: what is written is what a reader finds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from vmimage import PROJECT
+from vmimage.console import Step
+from vmimage.disk import content_digest
+from vmimage.errors import BuildError
+from vmimage.formats.opened import kind_of, open_disk
+from vmimage.plan import Plan, make_plan
+from vmimage.run import run
+from vmimage.spec import FormatName, Formats, load_spec
+from vmimage.stages.export import make_export
+
+KINDS: tuple[FormatName, ...] = get_args(FormatName)
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Toolbox with all formats."""
+    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
+    spec = load_spec(PROJECT / "images.yaml")
+    made = make_plan(spec, "toolbox", project=PROJECT, tools=tools, today=date(2026, 11, 23))
+    return replace(
+        made, image=made.image.model_copy(update={"formats": Formats.model_validate({kind: {} for kind in KINDS})})
+    )
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        file.write(os.urandom(300_000) + b"text " * 100_000)
+        file.seek(33 << 20)
+        file.write(b"data" * 50_000)
+        file.truncate(64 << 20)
+    return path
+
+
+def export(plan: Plan, disk: Path, work: Path) -> dict[FormatName, Path]:
+    work.mkdir()
+    meta = make_export(plan, disk, content_digest(disk), work, Step(lambda event, text: None, None, None))
+    files = meta["files"]
+    assert isinstance(files, dict)
+    return {kind: work / facts["name"] for kind, facts in files.items()}
+
+
+def test_every_format_holds_the_disk(plan: Plan, disk: Path, tmp_path: Path) -> None:
+    files = export(plan, disk, tmp_path / "work")
+    assert set(files) == set(KINDS)
+    assert set((tmp_path / "work").iterdir()) == set(files.values()), "and nothing else is left"
+    for kind, path in files.items():
+        assert kind_of(path) == kind
+        folder = tmp_path / f"open-{kind}"
+        folder.mkdir()
+        opened = open_disk(kind, path, folder)
+        run(["qemu-img", "compare", "-f", "raw", "-F", opened.format, disk, opened.path])
+
+
+def test_same_disk_gives_the_same_bytes(plan: Plan, disk: Path, tmp_path: Path) -> None:
+    first, second = export(plan, disk, tmp_path / "a"), export(plan, disk, tmp_path / "b")
+    same = {kind for kind in KINDS if first[kind].read_bytes() == second[kind].read_bytes()}
+    # qemu-img puts random identifiers into a vhdx.
+    assert same == set(KINDS) - {"vhdx"}
+
+
+def test_vhdx_has_no_holes(plan: Plan, disk: Path, tmp_path: Path) -> None:
+    facts = export(plan, disk, tmp_path / "work")["vhdx"].stat()
+    assert facts.st_blocks * 512 >= facts.st_size
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_damaged_sealed_disk_is_refused_before_anything_is_written(
+    plan: Plan, disk: Path, tmp_path: Path, damage: str
+) -> None:
+    digest = content_digest(disk)
+    with disk.open("r+b") as file:
+        if damage == "truncated":
+            file.truncate(40 << 20)
+        else:
+            file.seek(1000)
+            file.write(b"\0\0\0\0\0\0\0\0")
+    (tmp_path / "work").mkdir()
+    with pytest.raises(BuildError, match="the sealed disk in the cache is damaged") as refused:
+        make_export(plan, disk, digest, tmp_path / "work", Step(lambda event, text: None, None, None))
+    assert "run the command again" in refused.value.hint
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_disk_is_an_error_that_names_the_file(plan: Plan, disk: Path, tmp_path: Path, kind: FormatName) -> None:
+    one = replace(plan, image=plan.image.model_copy(update={"formats": Formats.model_validate({kind: {}})}))
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / f"toolbox-amd64.{kind}").symlink_to("/dev/full")
+    (work / "toolbox-amd64.holey").symlink_to("/dev/full")
+    with pytest.raises(BuildError):
+        make_export(one, disk, content_digest(disk), work, Step(lambda event, text: None, None, None))
