@@ -6,10 +6,11 @@ import os
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from invoke.context import Context
-from invoke.tasks import task
+from invoke.tasks import task as invoke_task
 
 from vmimage import PROJECT, host, pipeline
 from vmimage.bench import bench_export
@@ -29,6 +30,9 @@ from vmimage.stages.fetch import fetch as fetch_files
 from vmimage.store import remove_tree
 
 allow_missing_positionals()
+
+# Short flags would be whichever letters are free: `-h` would be `--ssh-port`.
+task = partial(invoke_task, auto_shortflags=False)
 
 MIRROR = "directory or URL with pinned files, tried first; may be given again"
 DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line"
@@ -241,7 +245,7 @@ def bench(_: Context, what: str, image: str | None = None, json: bool = False) -
         bench_export(pipeline.plan_image(image, chosen), store, console)
 
 
-@task(help={"unit": "only what needs no build (under a minute)", "keyword": "only tests that match (pytest -k)"})
+@task(help={"unit": "only what needs no build (about a minute)", "keyword": "only tests that match (pytest -k)"})
 def test(_: Context, unit: bool = False, keyword: str = "") -> None:
     """Run the tests, with lint and a real build."""
     folders = ["tests/unit"] if unit else ["tests/unit", "tests/e2e"]
@@ -250,7 +254,7 @@ def test(_: Context, unit: bool = False, keyword: str = "") -> None:
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *folders, *select])  # noqa: S606 - its exit code is ours
 
 
-@task
+@task()
 def lint(_: Context) -> None:
     """Check the project: ruff, mypy, shellcheck, packer."""
     console = Console()
@@ -258,13 +262,13 @@ def lint(_: Context) -> None:
         run_lint(console)
 
 
-@task
+@task()
 def schema(_: Context) -> None:
     """Write the JSON schema of images.yaml for editors."""
     SCHEMA.write_text(schema_text())
 
 
-@task
+@task()
 def lock(_: Context) -> None:
     """Pin the newest Python packages, with hashes."""
     console = Console()

@@ -69,6 +69,7 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["build-image", "toolbox", "--matrix", "big"], 2, "--matrix big: unknown"),
         (["run", "toolbox"], 2, "holds no release latest of toolbox"),
         (["fetch", "toolbox", "--mirror", "x", "y"], 1, "No idea what 'y' is!"),
+        (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
         (["verify"], 1, "did not receive required positional arguments: 'file'"),
     ],
 )
@@ -77,6 +78,13 @@ def test_wrong_input(here: Sandbox, args: list[str], status: int, said: str) -> 
     assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("args", [("run", "--help"), ("verify", "--help"), ("run", "-h"), ("--help", "run")])
+def test_help_of_a_command_with_a_positional_argument(here: Sandbox, args: tuple[str, ...]) -> None:
+    done = here.invoke(*args)
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
 
 
 def test_errors_for_machines(here: Sandbox) -> None:
