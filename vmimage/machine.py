@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import shutil
 import socket
@@ -23,7 +24,7 @@ from vmimage.profiles import PROFILES, FirmwareName
 from vmimage.run import run, spawn
 
 QMP_SECONDS = 30.0
-FIRST_FD = 3
+AGENT_SECONDS = 60.0
 
 
 # x86-64-v2 on an AMD processor: with `max`, emulation pays for AVX and for more of the kernel's mitigations.
@@ -99,7 +100,9 @@ def make_overlay(disk: Path, disk_format: str, overlay: Path, *, grow_by: int = 
         run(["qemu-img", "resize", "-q", "-f", "qcow2", overlay, f"+{grow_by}"])
 
 
-def qemu_command(hardware: Hardware, *, disk: Path, seed: Path, serial: Path, folder: Path, qmp_fd: int) -> list[str]:
+def qemu_command(
+    hardware: Hardware, *, disk: Path, seed: Path, serial: Path, folder: Path, qmp_fd: int, agent_fd: int
+) -> list[str]:
     """Return the QEMU command of a machine; copies the UEFI variables into `folder`."""
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in hardware.forwards.items())
     restrict = ",restrict=on" if hardware.restrict else ""
@@ -119,6 +122,9 @@ def qemu_command(hardware: Hardware, *, disk: Path, seed: Path, serial: Path, fo
     command += ["-drive", f"file={qemu_value(seed)},format=raw,if=none,id=seed,readonly=on"]
     for device in profile.seed:
         command += ["-device", device]
+    if profile.agent:
+        command += ["-chardev", f"socket,id=agent,fd={agent_fd}", "-device", "virtio-serial-pci"]
+        command += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
     if hardware.firmware == "uefi":
         firmware = find_uefi()
         variables = folder / "uefi-variables.fd"
@@ -168,9 +174,12 @@ class Monitor:
 class Machine:
     """A running guest."""
 
-    def __init__(self, process: subprocess.Popen[str], monitor: Monitor, serial: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], monitor: Monitor, serial: Path, agent: socket.socket | None = None
+    ) -> None:
         self._process = process
         self._monitor = monitor
+        self._agent = agent
         self.serial = serial
 
     def alive(self) -> bool:
@@ -190,6 +199,25 @@ class Machine:
             if match and int(match[2]) == guest_port:
                 return int(match[1])
         raise VerifyError(f"QEMU forwards no port to {guest_port}:\n{table}")
+
+    def operating_system(self) -> dict[str, object] | None:
+        """Return what QEMU's guest agent says of the system; None in machines that have no channel to it.
+
+        Source: https://qemu.readthedocs.io/en/latest/interop/qemu-ga-ref.html
+
+        Raises:
+            VerifyError: It does not answer.
+        """
+        if not self._agent:
+            return None
+        try:
+            self._agent.settimeout(AGENT_SECONDS)
+            self._agent.sendall(b'{"execute": "guest-get-osinfo"}\n')
+            with self._agent.makefile("rb") as answers:
+                answer: dict[str, object] = json.loads(answers.readline())["return"]
+        except (OSError, ValueError, KeyError) as error:
+            raise VerifyError(f"the QEMU guest agent does not answer: {error}") from error
+        return answer
 
     def screenshot(self, path: Path) -> bool:
         """Write the guest's screen as a PNG; returns whether that could be done."""
@@ -219,12 +247,14 @@ def start(hardware: Hardware, *, disk: Path, seed: Path, folder: Path) -> Iterat
     """
     serial = folder / "serial.log"
     messages = folder / "qemu.log"
-    ours, theirs = socket.socketpair()
     with contextlib.ExitStack() as stack:
-        stack.callback(ours.close)
-        command = qemu_command(hardware, disk=disk, seed=seed, serial=serial, folder=folder, qmp_fd=theirs.fileno())
-        process = stack.enter_context(spawn(command, output=messages, pass_fds=[theirs.fileno()]))
-        theirs.close()
+        (ours, theirs), (agent, agent_theirs) = socket.socketpair(), socket.socketpair()
+        for end in (ours, agent):
+            stack.enter_context(end)
+        with theirs, agent_theirs:
+            fds = {"qmp_fd": theirs.fileno(), "agent_fd": agent_theirs.fileno()}
+            command = qemu_command(hardware, disk=disk, seed=seed, serial=serial, folder=folder, **fds)
+            process = stack.enter_context(spawn(command, output=messages, pass_fds=list(fds.values())))
         monitor = Monitor()
         stack.callback(monitor.close)
         try:
@@ -234,4 +264,4 @@ def start(hardware: Hardware, *, disk: Path, seed: Path, folder: Path) -> Iterat
                 process.wait(timeout=2)
             said = messages.read_text(errors="replace").strip()
             raise HostError(f"QEMU did not start: {said or error}", hint="run `invoke doctor`") from error
-        yield Machine(process, monitor, serial)
+        yield Machine(process, monitor, serial, agent if PROFILES[hardware.profile].agent else None)

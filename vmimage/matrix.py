@@ -16,6 +16,8 @@ MACHINES: dict[FormatName, tuple[tuple[str, FirmwareName], ...]] = {
     "vmdk": (("vmware", "bios"), ("vmware-nvme", "uefi"), ("vmware-pvscsi", "bios"), ("vmware-lsi", "bios")),
     "raw.zst": (("virtio-scsi", "bios"), ("vmware-nvme", "uefi"), ("q35-sata", "uefi")),
     "vhdx": (("hyperv", "bios"),),
+    "libvirt.box": (("libvirt", "bios"),),
+    "virtualbox.box": (("virtualbox", "bios"),),
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ BAKE_EDITION = 3
 EXPORT_EDITION = 2
 
 APPLIANCE_TEMPLATE = Path("templates/appliance.ovf.j2")
+VAGRANT_TEMPLATE = Path("templates/Vagrantfile.j2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ def make_plan(
             "bake": bake_stage.key,
             "formats": image.formats.model_dump(exclude_none=True, by_alias=True),
             "machine": image.machine.model_dump(),
-            "files": digests(project, [APPLIANCE_TEMPLATE]),
+            "files": digests(project, [APPLIANCE_TEMPLATE, VAGRANT_TEMPLATE]),
             "tools": {tool: tools[tool] for tool in ("qemu-img", "deflate", "zstandard")},
         },
     )

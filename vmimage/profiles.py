@@ -23,6 +23,7 @@ class Profile:
         disk: `-device` options that attach the drive `root`; the last takes `bootindex`.
         seed: `-device` options that attach the drive `seed`.
         network: Model of the network adapter.
+        agent: Whether QEMU's guest agent has a channel to the host.
         firmwares: Those with which it boots.
     """
 
@@ -31,6 +32,7 @@ class Profile:
     disk: tuple[str, ...]
     seed: tuple[str, ...]
     network: str
+    agent: bool = False
     firmwares: tuple[FirmwareName, ...] = FIRMWARES
 
 
@@ -44,6 +46,15 @@ PROFILES = {
         disk=("virtio-blk-pci,drive=root",),
         seed=("virtio-blk-pci,drive=seed",),
         network="virtio-net-pci",
+        agent=True,
+    ),
+    "libvirt": Profile(
+        like="Vagrant's libvirt plugin: virtio on an older board",
+        board="pc",
+        disk=("virtio-blk-pci,drive=root",),
+        seed=("ide-cd,bus=ide.1,drive=seed",),
+        network="virtio-net-pci",
+        agent=True,
     ),
     "virtio-scsi": Profile(
         like="QEMU, libvirt, VirtualBox with virtio",
@@ -51,6 +62,7 @@ PROFILES = {
         disk=("virtio-scsi-pci,id=scsi", "scsi-hd,bus=scsi.0,drive=root"),
         seed=("scsi-cd,bus=scsi.0,drive=seed",),
         network="virtio-net-pci",
+        agent=True,
     ),
     "virtualbox": Profile(
         like="VirtualBox: SATA and an Intel PRO/1000 MT",

@@ -18,7 +18,7 @@ from vmimage.errors import InputError
 from vmimage.yaml_lines import Document, Problem, YamlPath, parse
 
 Arch = Literal["amd64", "arm64"]
-FormatName = Literal["qcow2", "ova", "vmdk", "raw.zst", "vhdx"]
+FormatName = Literal["qcow2", "ova", "vmdk", "raw.zst", "vhdx", "libvirt.box", "virtualbox.box"]
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -111,7 +111,7 @@ class Machine(Model):
 
 
 class Qcow2Options(Model):
-    """Options of the qcow2 format."""
+    """Options of the formats whose disk is a qcow2."""
 
     compression: Literal["zstd", "zlib"] = Field("zstd", description="zlib opens in QEMU older than 5.1 too")
 
@@ -140,6 +140,8 @@ class Formats(Model):
     vmdk: DeflateOptions | None = Field(None, description="the disk of the OVA by itself")
     raw_zst: ZstdOptions | None = Field(None, alias="raw.zst", description="the bare disk, compressed; for clouds")
     vhdx: VhdxOptions | None = Field(None, description="Hyper-V")
+    libvirt_box: Qcow2Options | None = Field(None, alias="libvirt.box", description="Vagrant with libvirt")
+    virtualbox_box: DeflateOptions | None = Field(None, alias="virtualbox.box", description="Vagrant with VirtualBox")
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -156,6 +158,8 @@ class Formats(Model):
             "vmdk": self.vmdk,
             "raw.zst": self.raw_zst,
             "vhdx": self.vhdx,
+            "libvirt.box": self.libvirt_box,
+            "virtualbox.box": self.virtualbox_box,
         }
         return tuple(name for name, options in chosen.items() if options is not None)
 

@@ -1,4 +1,4 @@
-"""Real importers as judges of the OVA that the build released."""
+"""Real importers as judges of what the build released."""
 
 from __future__ import annotations
 
@@ -8,9 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.importers import VirtualBox, install_virtualbox
+from tests.e2e.importers import Tree, VirtualBox, install_libvirt, install_virtualbox
+from vmimage import PROJECT
 from vmimage.errors import BuildError
+from vmimage.formats.box import vagrantfile, write_libvirt_box, write_virtualbox_box
+from vmimage.formats.ova import Appliance
+from vmimage.machine import FORWARDS
 from vmimage.run import Confine, run
+
+FORWARDED = [
+    "http,tcp,127.0.0.1,8080,,80",
+    "https,tcp,127.0.0.1,8443,,443",
+    "kubernetes,tcp,127.0.0.1,6443,,6443",
+    "ssh,tcp,127.0.0.1,2222,,22",
+]
+# Emulated, since KVM does not work everywhere where tests run.
+VAGRANTFILE = """
+Vagrant.configure("2") do |config|
+  config.vm.box = "toolbox"
+  config.vm.provider :libvirt do |libvirt|
+    libvirt.driver = "qemu"
+    libvirt.cpu_mode = "custom"
+    libvirt.cpu_model = "qemu64"
+  end
+end
+"""
+DAEMONS = "set -e; virtlogd --daemon; libvirtd --daemon; cd /root/run; "
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +44,39 @@ def virtualbox(tmp_path_factory: pytest.TempPathFactory) -> VirtualBox:
         pytest.skip(f"VirtualBox cannot be had from this machine's Debian mirror: {error.message[-300:]}")
 
 
+@pytest.fixture(scope="session")
+def libvirt(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    try:
+        return install_libvirt(tmp_path_factory.mktemp("libvirt"))
+    except BuildError as error:
+        pytest.skip(f"libvirt and Vagrant cannot be had from this machine's Debian mirror: {error.message[-300:]}")
+
+
+@pytest.fixture(scope="session")
+def boxes(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Vagrant boxes of the disk that was released, which is `disk.raw`."""
+    folder = tmp_path_factory.mktemp("boxes")
+    disk = folder / "disk.raw"
+    run(["qemu-img", "convert", "-O", "raw", released(release, "qcow2"), disk])
+    forwards = tuple((name, forward.host, forward.guest) for name, forward in FORWARDS.items())
+    machine = Appliance(
+        name="toolbox", version="1", vendor="a", summary="b", cpus=2, memory_mib=2048, forwards=forwards
+    )
+    templates = PROJECT / "templates"
+    texts = {kind: vagrantfile(templates / "Vagrantfile.j2", machine, kind) for kind in ("libvirt", "virtualbox")}
+    write_libvirt_box(disk, folder / "libvirt.box", texts["libvirt"], "zstd")
+    ovf = templates / "appliance.ovf.j2"
+    write_virtualbox_box(disk, folder / "virtualbox.box", machine, ovf, texts["virtualbox"], level=1)
+    return folder
+
+
+def released(release: Path, kind: str) -> Path:
+    return release / str(json.loads((release / "manifest.json").read_text())["files"][kind]["name"])
+
+
 def test_virtualbox_imports_the_ova_as_the_machine_that_it_describes(release: Path, virtualbox: VirtualBox) -> None:
-    manifest = json.loads((release / "manifest.json").read_text())
-    inside = virtualbox.tree / "tmp"
-    shutil.copy(release / manifest["files"]["ova"]["name"], inside / "toolbox.ova")
+    inside = virtualbox.tree.path / "tmp"
+    shutil.copy(released(release, "ova"), inside / "toolbox.ova")
     said = virtualbox.manage("import", "/tmp/toolbox.ova").output  # noqa: S108 - of the root directory
     assert "Successfully imported" in said
     assert "warning" not in said.lower()
@@ -46,14 +98,50 @@ def test_virtualbox_imports_the_ova_as_the_machine_that_it_describes(release: Pa
     }
     assert {key: machine.get(key) for key in wanted} == wanted
     assert not [key for key in machine if key.startswith("storagecontrollername") and key != "storagecontrollername0"]
-    assert sorted(value for key, value in machine.items() if key.startswith("Forwarding(")) == [
-        "http,tcp,127.0.0.1,8080,,80",
-        "https,tcp,127.0.0.1,8443,,443",
-        "kubernetes,tcp,127.0.0.1,6443,,6443",
-        "ssh,tcp,127.0.0.1,2222,,22",
-    ]
-
-    imported = virtualbox.tree / machine["SATA-0-0"].lstrip("/")
-    ours = release / manifest["files"]["qcow2"]["name"]
-    run(["qemu-img", "compare", "-f", "qcow2", "-F", "vmdk", ours, imported], confine=Confine.FAKE_ROOT)
+    assert sorted(value for key, value in machine.items() if key.startswith("Forwarding(")) == FORWARDED
+    same_disk(released(release, "qcow2"), "qcow2", virtualbox, machine)
     virtualbox.manage("unregistervm", "toolbox", "--delete")
+
+
+def same_disk(disk: Path, disk_format: str, virtualbox: VirtualBox, machine: dict[str, str]) -> None:
+    imported = virtualbox.tree.path / machine["SATA-0-0"].lstrip("/")
+    run(["qemu-img", "compare", "-f", disk_format, "-F", "vmdk", disk, imported], confine=Confine.FAKE_ROOT)
+
+
+def test_virtualbox_imports_what_is_in_the_vagrant_box(boxes: Path, virtualbox: VirtualBox) -> None:
+    inside = virtualbox.tree.path / "tmp" / "box"
+    inside.mkdir()
+    run(["tar", "-xf", boxes / "virtualbox.box", "-C", inside])
+    said = virtualbox.manage("import", "/tmp/box/box.ovf").output  # noqa: S108 - of the root directory
+    assert "Successfully imported" in said
+    same_disk(boxes / "disk.raw", "raw", virtualbox, virtualbox.machine("toolbox"))
+    virtualbox.manage("unregistervm", "toolbox", "--delete")
+
+
+def test_virt_v2v_reads_the_ova(release: Path, libvirt: Tree) -> None:
+    shutil.copy(released(release, "ova"), libvirt.path / "tmp" / "toolbox.ova")
+    said = libvirt.run("virt-v2v", "--print-source", "-i", "ova", "/tmp/toolbox.ova").output  # noqa: S108
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in said.splitlines())}
+    assert facts["source name"] == "toolbox"
+    assert facts["memory"] == f"{2 << 30} (bytes)"
+    assert (facts["nr vCPUs"], facts["firmware"]) == ("2", "bios")
+    assert "0 [sata]" in said
+    assert 'Bridge "NAT" [e1000]' in said
+
+
+def test_vagrant_starts_the_libvirt_box_and_its_key_works(boxes: Path, libvirt: Tree) -> None:
+    network = libvirt.run("sh", "-c", f"mkdir -p /root/run; {DAEMONS} virsh --quiet net-start default", check=False)
+    if network.returncode:
+        pytest.skip(f"this kernel lets libvirt make no network: {network.output[-300:]}")
+    shutil.move(boxes / "libvirt.box", libvirt.path / "tmp")
+    (libvirt.path / "root/run/Vagrantfile").write_text(VAGRANTFILE)
+    commands = (
+        "vagrant box add --name toolbox /tmp/libvirt.box; vagrant up --provider=libvirt; "
+        "vagrant ssh --command 'kubectl version --client; id -un; systemctl is-system-running --wait'; "
+        "vagrant halt; vagrant destroy --force"
+    )
+    said = libvirt.run("sh", "-c", DAEMONS + commands, timeout=900).output
+    assert "Successfully added box 'toolbox' (v0) for 'libvirt'" in said
+    assert "Machine booted and ready!" in said
+    assert "80 (guest) => 8080 (host)" in said
+    assert "\ndev\nrunning\n" in said.replace("\r", "")

@@ -88,3 +88,17 @@ def test_identity_differs_from_every_other_clone(root: Host, context: Context) -
 def test_console_logs_dev_in(root: Host) -> None:
     assert root.run("pgrep -u dev -t tty1 bash").rc == 0
     assert root.run("pgrep -u dev -t ttyS0 bash").rc == 0
+
+
+def test_guest_agent_of_qemu_answers_where_it_has_a_channel_and_rests_elsewhere(root: Host, context: Context) -> None:
+    state = root.run("systemctl is-active qemu-guest-agent").stdout.strip()
+    if context.agent is None:
+        assert state == "inactive"
+    else:
+        assert (state, context.agent["id"]) == ("active", "debian")
+
+
+def test_tools_of_other_hypervisors_rest(root: Host) -> None:
+    assert root.run("systemd-detect-virt").stdout.strip() in ("qemu", "kvm"), "else this tests another machine"
+    assert root.run("systemctl is-active open-vm-tools vgauth").stdout.split() == ["inactive", "inactive"]
+    assert "vboxguest" not in root.check_output("lsmod")

@@ -49,6 +49,7 @@ FILES = {
     "provision/files/20-tool/etc/tool.conf": "a = 1\n",
     "packer/image.pkr.hcl.j2": "",
     "templates/appliance.ovf.j2": "",
+    "templates/Vagrantfile.j2": "",
     "tests/image/test_tool.py": "",
 }
 

@@ -17,7 +17,7 @@ TCG = Hardware(accelerator="tcg", forwards={22: 0, 80: 8080}, memory=64, cpus=1)
 
 def command(hardware: Hardware, folder: Path) -> str:
     paths = {"disk": folder / "a,b.qcow2", "seed": folder / "seed.iso", "serial": folder / "serial.log"}
-    return " ".join(qemu_command(hardware, **paths, folder=folder, qmp_fd=7))
+    return " ".join(qemu_command(hardware, **paths, folder=folder, qmp_fd=7, agent_fd=8))
 
 
 def test_forwards_listen_on_loopback_only_and_the_guest_is_shut_in(tmp_path: Path) -> None:
@@ -36,6 +36,11 @@ def test_uefi_gets_its_own_copy_of_the_variables(tmp_path: Path) -> None:
     assert f"unit=1,file={tmp_path}/uefi-variables.fd" in text
     assert (tmp_path / "uefi-variables.fd").stat().st_size > 0
     assert "pflash" not in command(TCG, tmp_path)
+
+
+def test_guest_agent_has_a_channel_only_in_machines_that_have_one(tmp_path: Path) -> None:
+    assert "org.qemu.guest_agent.0" in command(TCG, tmp_path)
+    assert "virtserialport" not in command(Hardware(accelerator="tcg", forwards={}, profile="vmware"), tmp_path)
 
 
 def test_commas_in_paths_are_doubled() -> None:

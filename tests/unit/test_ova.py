@@ -11,8 +11,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from vmimage import PROJECT
-from vmimage.formats import ova
-from vmimage.formats.ova import Appliance, check_ova, member, write_ova
+from vmimage.formats.archive import USTAR_LIMIT, member
+from vmimage.formats.ova import Appliance, check_ova, write_ova
 from vmimage.run import run
 
 TEMPLATE = PROJECT / "templates" / "appliance.ovf.j2"
@@ -78,7 +78,7 @@ def test_same_inputs_same_bytes(disk: Path, tmp_path: Path) -> None:
 
 def test_archive_is_ustar_and_larger_members_are_gnu() -> None:
     assert member("a.ovf", 100)[257:265] == b"ustar\x0000"
-    assert member("a.vmdk", ova.USTAR_LIMIT)[257:265] == b"ustar  \0"
+    assert member("a.vmdk", USTAR_LIMIT)[257:265] == b"ustar  \0"
     assert tarfile.TarInfo.frombuf(member("a.vmdk", 9 << 30), "utf-8", "strict").size == 9 << 30
 
 

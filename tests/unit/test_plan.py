@@ -87,6 +87,7 @@ def test_mirrors_of_pins_change_no_key_since_the_digest_decides(project: Path) -
         ("provision/files/20-tool/etc/tool.conf", ["bake", "export"]),
         ("packer/image.pkr.hcl.j2", ["bake", "export"]),
         ("templates/appliance.ovf.j2", ["export"]),
+        ("templates/Vagrantfile.j2", ["export"]),
         ("tests/image/test_tool.py", []),
     ],
 )

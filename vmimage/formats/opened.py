@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmimage.formats.ova import check_ova
+from vmimage.formats.box import check_libvirt_box, check_virtualbox_box
+from vmimage.formats.ova import Contents, check_ova
 from vmimage.formats.raw_zst import read_raw_zst
 from vmimage.run import run
 from vmimage.spec import FormatName
 
 # Longest first: `.raw.zst` is no `.zst`.
-SUFFIXES: tuple[FormatName, ...] = ("raw.zst", "qcow2", "vmdk", "vhdx", "ova")
+SUFFIXES: tuple[FormatName, ...] = ("raw.zst", "qcow2", "vmdk", "vhdx", "ova", "libvirt.box", "virtualbox.box")
+
+# What checks an archive, and the format of the disk in it.
+PACKED: dict[FormatName, tuple[Callable[[Path], Contents], str]] = {
+    "ova": (check_ova, "vmdk"),
+    "libvirt.box": (check_libvirt_box, "qcow2"),
+    "virtualbox.box": (check_virtualbox_box, "vmdk"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +44,15 @@ def open_disk(kind: FormatName, path: Path, work: Path) -> Opened:
         ValueError: It is refused, with the reason.
         OSError: It cannot be read, or what comes out not be written.
     """
-    if kind == "ova":
-        contents = check_ova(path)
+    if kind in PACKED:
+        check, disk_format = PACKED[kind]
+        contents = check(path)
         disk = work / contents.disk_name
         with path.open("rb") as archive, disk.open("wb") as out:
             archive.seek(contents.offset)
             shutil.copyfileobj(archive, out, 1 << 20)
             out.truncate(contents.size)
-        opened = Opened(path=disk, format="vmdk")
+        opened = Opened(path=disk, format=disk_format)
     elif kind == "raw.zst":
         disk = work / "disk.raw"
         read_raw_zst(path, disk)

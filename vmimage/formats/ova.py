@@ -14,20 +14,17 @@ import re
 import struct
 import tarfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree as ET
 
+from vmimage.formats.archive import BLOCK, append, finish, member, opened_archive, read_head, read_text
 from vmimage.formats.vmdk import MAGIC, SECTOR, write_vmdk
 from vmimage.render import render
 
-BLOCK = tarfile.BLOCKSIZE
-RECORD = tarfile.RECORDSIZE
-USTAR_LIMIT = 8 << 30
-LARGEST_TEXT = 1 << 20
 OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
 # Longest numbers that can stand in the descriptor: its place in the archive is reserved before they are known.
 LARGEST = 10**15
@@ -53,17 +50,27 @@ class Appliance:
 
 
 def write_ova(
-    disk: Path, to: Path, appliance: Appliance, template: Path, *, level: int, threads: int | None = None
+    disk: Path,
+    to: Path,
+    appliance: Appliance,
+    template: Path,
+    *,
+    level: int,
+    threads: int | None = None,
+    stem: str = "",
+    others: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a raw disk as an OVA.
 
     Args:
         template: The Jinja2 template of the descriptor.
+        stem: Of the names of its members; the appliance's name when not given.
+        others: More members, which the OVF and its manifest do not speak of.
 
     Raises:
         OSError: The disk cannot be read, or the archive not written; `to` is then incomplete.
     """
-    base = appliance.name
+    base = stem or appliance.name
     identity = f"{appliance.name} {appliance.version}"
     capacity = disk.stat().st_size
 
@@ -91,21 +98,13 @@ def write_ova(
         manifest = (
             f"SHA256({base}.ovf)= {hashlib.sha256(text).hexdigest()}\nSHA256({base}.vmdk)= {sink.digest.hexdigest()}\n"
         ).encode()
-        archive.write(member(f"{base}.mf", len(manifest)) + manifest + bytes(-len(manifest) % BLOCK))
-        archive.write(bytes(2 * BLOCK))
-        archive.write(bytes(-archive.tell() % RECORD))
+        for name, data in {f"{base}.mf": manifest, **(others or {})}.items():
+            append(archive, name, data)
+        finish(archive)
         archive.seek(0)
         archive.write(member(f"{base}.ovf", reserved) + text)
         archive.seek(start)
         archive.write(member(f"{base}.vmdk", disk_written.size))
-
-
-def member(name: str, size: int) -> bytes:
-    """Return the tar header of a file; nothing in it depends on the host or the time."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    info.mode = 0o644
-    return info.tobuf(format=tarfile.GNU_FORMAT if size >= USTAR_LIMIT else tarfile.USTAR_FORMAT)
 
 
 class _Hashing:
@@ -129,48 +128,39 @@ class Contents:
     size: int
 
 
-def check_ova(path: Path) -> Contents:
+def check_ova(path: Path, others: Collection[str] = ()) -> Contents:
     """Check what importers rely on, also what some of them do not check themselves.
+
+    Args:
+        others: Members that the manifest does not list.
 
     Raises:
         ValueError: With the reason why the archive is refused.
     """
-    with path.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise ValueError("it is compressed by gzip; an OVA is a plain tar archive")
-    try:
-        with tarfile.open(path, "r:") as archive:
-            return _check_members(path, archive)
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"it is no readable tar archive: {error}") from error
+    with opened_archive(path) as (archive, members):
+        return _check_members(archive, members, others)
 
 
-def _check_members(path: Path, archive: tarfile.TarFile) -> Contents:
-    members = archive.getmembers()
-    for info in members:
-        if info.pax_headers:
-            raise ValueError("it is a pax archive; importers read ustar")
-        if "/" in info.name or not info.isreg():
-            raise ValueError(f"its member {info.name} is not a plain file at the top")
-        if info.offset_data + info.size > path.stat().st_size:
-            raise ValueError(f"it is cut short within {info.name}")
-    names = [info.name for info in members]
+def _check_members(
+    archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], others: Collection[str]
+) -> Contents:
+    names = list(members)
     if not names or not names[0].endswith(".ovf"):
         raise ValueError(f"its first member is not the .ovf: {', '.join(names) or 'it is empty'}")
-    by_name = {info.name: info for info in members}
     manifest = names[0].removesuffix(".ovf") + ".mf"
-    if manifest not in by_name:
+    if manifest not in members:
         raise ValueError(f"the manifest {manifest} is missing")
-    file, capacity = _described(_read_member(archive, by_name[names[0]]))
-    if file.href not in by_name:
+    file, capacity = _described(read_text(archive, members[names[0]]))
+    if file.href not in members:
         raise ValueError(f"the disk {file.href} is missing")
-    disk = by_name[file.href]
+    disk = members[file.href]
     if disk.size != file.size:
         raise ValueError(f"{file.href} has {disk.size} bytes, and the descriptor says {file.size}")
     if names.index(file.href) != 1:
         raise ValueError(f"{file.href} does not come right after the descriptor")
-    _check_digests(archive, by_name, _read_member(archive, by_name[manifest]).decode("ascii", "replace"), manifest)
-    _check_disk(_head(archive, disk), capacity, file.href)
+    listed = {name: info for name, info in members.items() if name not in (*others, manifest)}
+    _check_digests(archive, listed, read_text(archive, members[manifest]).decode("ascii", "replace"), manifest)
+    _check_disk(read_head(archive, disk), capacity, file.href)
     return Contents(disk_name=file.href, offset=disk.offset_data, size=disk.size)
 
 
@@ -203,7 +193,7 @@ def _check_digests(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarIn
         if not match:
             raise ValueError(f"{manifest} has a line that is no SHA-256: {line!r}")
         listed[match[1]] = match[2]
-    if listed.keys() != members.keys() - {manifest}:
+    if listed.keys() != members.keys():
         raise ValueError(f"{manifest} lists {', '.join(listed)}, and the archive holds {', '.join(members)}")
     for name, wanted in listed.items():
         stream = archive.extractfile(members[name])
@@ -220,16 +210,3 @@ def _check_disk(head: bytes, capacity: int, name: str) -> None:
         raise ValueError(f"{name} is no VMDK")
     if sectors * SECTOR != capacity:
         raise ValueError(f"{name} is a disk of {sectors * SECTOR} bytes, and the descriptor says {capacity}")
-
-
-def _read_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    if info.size > LARGEST_TEXT:
-        raise ValueError(f"{info.name} has {info.size} bytes, too many for a text")
-    return _head(archive, info, info.size)
-
-
-def _head(archive: tarfile.TarFile, info: tarfile.TarInfo, count: int = BLOCK) -> bytes:
-    stream = archive.extractfile(info)
-    assert stream is not None  # noqa: S101 - a regular file, checked before
-    with stream:
-        return stream.read(count)

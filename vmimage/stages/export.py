@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.console import Step, human_bytes
 from vmimage.disk import content_digest
 from vmimage.errors import BuildError
+from vmimage.formats.box import vagrantfile, write_libvirt_box, write_virtualbox_box
 from vmimage.formats.ova import Appliance, write_ova
+from vmimage.formats.qcow2 import write_qcow2
 from vmimage.formats.raw_zst import write_raw_zst
 from vmimage.formats.vmdk import write_vmdk
 from vmimage.machine import FORWARDS
-from vmimage.plan import APPLIANCE_TEMPLATE, Plan
+from vmimage.plan import APPLIANCE_TEMPLATE, VAGRANT_TEMPLATE, Plan
 from vmimage.run import run
 from vmimage.spec import FormatName, size_bytes
 from vmimage.store import sha256_file
@@ -28,34 +31,30 @@ def file_name(plan: Plan, kind: FormatName) -> str:
     return f"{plan.name}-{plan.base.arch}.{kind}"
 
 
-def qcow2_command(disk: Path, to: Path, compression: str) -> list[str]:
-    """Return the command that writes a compressed qcow2.
-
-    Without `-W` (writes out of order) the same disk gives the same bytes.
-    """
-    options = f"compression_type={compression}"
-    return ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", options, str(disk), str(to)]
-
-
 def writers(plan: Plan) -> dict[FormatName, Callable[[Path, Path], object]]:
     """Return, for each format of the image, what writes a raw disk to a file."""
     formats = plan.image.formats
+    machine = appliance(plan)
+    ovf, vagrant = PROJECT / APPLIANCE_TEMPLATE, PROJECT / VAGRANT_TEMPLATE
     found: dict[FormatName, Callable[[Path, Path], object]] = {}
-    if formats.qcow2:
-        compression = formats.qcow2.compression
-        found["qcow2"] = lambda disk, to: run(qcow2_command(disk, to, compression))
-    if formats.ova:
-        level = formats.ova.level
-        template = PROJECT / APPLIANCE_TEMPLATE
-        found["ova"] = lambda disk, to: write_ova(disk, to, appliance(plan), template, level=level)
-    if formats.vmdk:
-        vmdk_level = formats.vmdk.level
-        found["vmdk"] = lambda disk, to: _to_file(disk, to, vmdk_level)
-    if formats.raw_zst:
-        zstd_level = formats.raw_zst.level
-        found["raw.zst"] = lambda disk, to: write_raw_zst(disk, to, level=zstd_level)
+    if options := formats.qcow2:
+        found["qcow2"] = partial(write_qcow2, compression=options.compression)
+    if deflate := formats.ova:
+        found["ova"] = partial(write_ova, appliance=machine, template=ovf, level=deflate.level)
+    if deflate := formats.vmdk:
+        found["vmdk"] = partial(_to_file, level=deflate.level)
+    if zstd := formats.raw_zst:
+        found["raw.zst"] = partial(write_raw_zst, level=zstd.level)
     if formats.vhdx:
         found["vhdx"] = _write_vhdx
+    if options := formats.libvirt_box:
+        text = vagrantfile(vagrant, machine, "libvirt")
+        found["libvirt.box"] = partial(write_libvirt_box, vagrant=text, compression=options.compression)
+    if deflate := formats.virtualbox_box:
+        text = vagrantfile(vagrant, machine, "virtualbox")
+        found["virtualbox.box"] = partial(
+            write_virtualbox_box, appliance=machine, template=ovf, vagrant=text, level=deflate.level
+        )
     return found
 
 
@@ -72,7 +71,7 @@ def appliance(plan: Plan) -> Appliance:
     )
 
 
-def _to_file(disk: Path, to: Path, level: int) -> None:
+def _to_file(disk: Path, to: Path, *, level: int) -> None:
     with to.open("wb") as file:
         write_vmdk(disk, file, level=level)
 

@@ -250,6 +250,7 @@ def _check_machine(
                 check.seconds_to_ssh = round(time.monotonic() - booted, 1)
                 step.now(f"{boot.name} answered ssh after {check.seconds_to_ssh:.0f} s")
                 siblings = clones.introduce(_identity(port, key.private))
+                agent = machine.operating_system()
             finally:
                 machine.screenshot(folder / "screen.png")
             context = {
@@ -260,6 +261,7 @@ def _check_machine(
                 "grown_by": GROW_BYTES,
                 "seconds_to_ssh": check.seconds_to_ssh,
                 "siblings": siblings,
+                "agent": agent,
             }
             config = folder / "ssh_config"
             config.write_text(
