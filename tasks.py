@@ -17,6 +17,7 @@ from vmimage.bench import bench_export
 from vmimage.cli import allow_missing_positionals, errors_shown, session
 from vmimage.console import Console, human_bytes
 from vmimage.errors import HostError, InputError
+from vmimage.guest import Address
 from vmimage.lint import SCHEMA, schema_text
 from vmimage.lint import lint as run_lint
 from vmimage.lint import lock as run_lock
@@ -24,6 +25,7 @@ from vmimage.machine import FORWARDS
 from vmimage.profiles import HYPERVISORS
 from vmimage.runner import find_public_keys, machine_like, run_release
 from vmimage.settings import options
+from vmimage.share import find_private_key, make_share, run_share
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
 from vmimage.stages.fetch import fetch as fetch_files
@@ -216,6 +218,41 @@ def run(
             ports=dict(zip(FORWARDS, (ssh_port, http_port, https_port, kubernetes_port), strict=True)),
             public_keys=find_public_keys(ssh_key, Path.home() / ".ssh"),
             disk=Path(disk).absolute() if disk else None,
+        )
+
+
+@task(
+    positional=["host_dir", "guest_dir"],
+    optional=["guest_dir"],
+    help={
+        "host-dir": "a directory of this host",
+        "guest-dir": "where it appears in the machine; /home/dev/NAME when not given",
+        "read-only": "refuse every change",
+        "follow-links": "serve also what links out of the directory lead to now",
+        "notify": "touch changed files in the machine, for programs there that wait for file events",
+        "ssh-key": "private key to log in with; your own, or the ssh agent's, when not given",
+        "ssh-port": "port at which the machine answers ssh",
+        "host": "name or address at which the machine answers ssh",
+    },
+)
+def share(
+    _: Context,
+    host_dir: str,
+    guest_dir: str | None = None,
+    read_only: bool = False,
+    follow_links: bool = False,
+    notify: bool = False,
+    ssh_key: str | None = None,
+    ssh_port: int = 2222,
+    host: str = "127.0.0.1",
+) -> None:
+    """Mount a directory of this host in a running machine until Ctrl-C."""
+    with session(options()) as (console, store):
+        run_share(
+            make_share(host_dir, guest_dir, read_only=read_only, follow_links=follow_links, notify=notify),
+            Address(host=host, port=ssh_port, key=find_private_key(ssh_key)),
+            store.root / "known_hosts",
+            console,
         )
 
 
