@@ -15,6 +15,8 @@ from pathlib import Path
 
 # Enough to walk through a directory that may be entered but not listed; not every system has it.
 WALK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Without setuid and setgid, which would speak for a user of this host.
+MODE = 0o1777
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -77,7 +79,7 @@ class Folder:
     def open(self, path: bytes, flags: int, mode: int = 0o666) -> int:
         """Open a regular file; returns a descriptor."""
         if flags & WRITING:
-            self._changes()
+            self.require_writable()
         with self._place(path, enter=True) as (folder, name):
             # Before it is opened, since opening a device may already do something to it.
             with contextlib.suppress(FileNotFoundError):
@@ -122,25 +124,25 @@ class Folder:
 
     def mkdir(self, path: bytes, mode: int) -> None:
         """Make a directory."""
-        self._changes()
+        self.require_writable()
         with self._place(path) as (folder, name):
             os.mkdir(name, mode & 0o777, dir_fd=folder)
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory."""
-        self._changes()
+        self.require_writable()
         with self._place(path) as (folder, name):
             os.rmdir(name, dir_fd=folder)
 
     def remove(self, path: bytes) -> None:
         """Remove a file or a link."""
-        self._changes()
+        self.require_writable()
         with self._place(path) as (folder, name):
             os.unlink(name, dir_fd=folder)
 
     def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
         """Rename, atomically; over a file that is there only with `replace`."""
-        self._changes()
+        self.require_writable()
         with self._place(old) as (from_folder, from_name), self._place(new) as (to_folder, to_name):
             if not replace:
                 with contextlib.suppress(FileNotFoundError):
@@ -150,39 +152,40 @@ class Folder:
 
     def link(self, old: bytes, new: bytes) -> None:
         """Make a hard link."""
-        self._changes()
+        self.require_writable()
         with self._place(old) as (from_folder, from_name), self._place(new) as (to_folder, to_name):
             os.link(from_name, to_name, src_dir_fd=from_folder, dst_dir_fd=to_folder, follow_symlinks=False)
 
     def symlink(self, target: bytes, path: bytes) -> None:
         """Make a link, which may say anything: it is never followed here."""
-        self._changes()
+        self.require_writable()
         with self._place(path) as (folder, name):
             os.symlink(target, name, dir_fd=folder)
 
     def chmod(self, path: bytes, mode: int) -> None:
-        """Set the permissions: without setuid and setgid, which would speak for a user of this host."""
-        self._changes()
+        """Set the permissions."""
+        self.require_writable()
         with self._place(path, enter=True) as (folder, name):
             if os.chmod in os.supports_follow_symlinks:
-                os.chmod(name, mode & 0o1777, dir_fd=folder, follow_symlinks=False)
+                os.chmod(name, mode & MODE, dir_fd=folder, follow_symlinks=False)
                 return
             # Linux could not change a mode without following links for long: go by a descriptor of the file itself.
             descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             try:
                 if stat.S_ISLNK(os.fstat(descriptor).st_mode):
                     raise failed(errno.EOPNOTSUPP)
-                os.chmod(f"/proc/self/fd/{descriptor}", mode & 0o1777)  # noqa: PTH101
+                os.chmod(f"/proc/self/fd/{descriptor}", mode & MODE)  # noqa: PTH101
             finally:
                 os.close(descriptor)
 
     def utime(self, path: bytes, times: tuple[int, int]) -> None:
         """Set the times of access and change, in seconds."""
-        self._changes()
+        self.require_writable()
         with self._place(path, enter=True) as (folder, name):
             os.utime(name, times, dir_fd=folder, follow_symlinks=False)
 
-    def _changes(self) -> None:
+    def require_writable(self) -> None:
+        """Refuse, when nothing may be changed."""
         if self.read_only:
             raise failed(errno.EROFS)
 
