@@ -22,12 +22,14 @@ FORWARDED = [
     "kubernetes,tcp,127.0.0.1,6443,,6443",
     "ssh,tcp,127.0.0.1,2222,,22",
 ]
-# Emulated, since KVM does not work everywhere where tests run.
+# Emulated, since KVM does not work everywhere where tests run; one processor, since QEMU 7.2 emulating several at once
+# lets a kernel that patches its own code crash now and then.
 VAGRANTFILE = """
 Vagrant.configure("2") do |config|
   config.vm.box = "toolbox"
   config.vm.provider :libvirt do |libvirt|
     libvirt.driver = "qemu"
+    libvirt.cpus = 1
     libvirt.cpu_mode = "custom"
     libvirt.cpu_model = "qemu64"
   end
