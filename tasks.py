@@ -13,16 +13,20 @@ from invoke.context import Context
 from invoke.tasks import task as invoke_task
 
 from vmimage import PROJECT, host, pipeline
+from vmimage import kubeconfig as merging
 from vmimage.bench import bench_export
+from vmimage.bundle import write_bundle
 from vmimage.cli import allow_missing_positionals, errors_shown, session
 from vmimage.console import Console, human_bytes
 from vmimage.errors import HostError, InputError
+from vmimage.guest import Address, log_in
 from vmimage.lint import SCHEMA, schema_text
 from vmimage.lint import lint as run_lint
 from vmimage.lint import lock as run_lock
 from vmimage.machine import FORWARDS
 from vmimage.profiles import HYPERVISORS
 from vmimage.runner import find_public_keys, machine_like, run_release
+from vmimage.seed import make_seed
 from vmimage.settings import options
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
@@ -38,6 +42,7 @@ MIRROR = "directory or URL with pinned files, tried first; may be given again"
 DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line"
 ACCELERATOR = "kvm or tcg; found by running guest code when not given"
 JSON = "JSON lines on standard output, for machines"
+PRIVATE_KEY = "your private key, if it is not one that ssh would find"
 IMAGE = "an image of images.yaml; the default one when not given"
 PORT = "port on localhost"
 MATRIX = "`full` boots every machine that a format is for; without it each file is booted once"
@@ -119,6 +124,31 @@ def fetch(_: Context, image: str | None = None, mirror: list[str] | None = None,
         for name, path in paths.items():
             console.event("file", name=name, path=str(path))
             console.say(f"{name}: {path}")
+
+
+@task(
+    positional=["image"],
+    optional=["image"],
+    iterable=["mirror"],
+    help={"image": IMAGE, "output": "the file to write", "mirror": MIRROR, "json": JSON},
+)
+def bundle(
+    _: Context,
+    image: str | None = None,
+    output: str = "update.tar",
+    mirror: list[str] | None = None,
+    json: bool = False,
+) -> None:
+    """Write newer k3s, kubectl and helm to one file."""
+    chosen = options(mirrors=mirror or ())
+    with session(chosen, json_lines=json, log="bundle") as (console, store):
+        made = pipeline.plan_image(image, chosen)
+        with console.stage("fetch", f"{len(made.files)} pinned files") as step:
+            paths = fetch_files(made.files, store, step)
+        to = Path(output).absolute()
+        digest = write_bundle(made, paths, to)
+        console.event("result", path=str(to), sha256=digest)
+        console.say(f"written: {to}\nin the machine: sudo dev-env update --from {to.name} --sha256 {digest}")
 
 
 @task(
@@ -233,6 +263,86 @@ def clean(_: Context, releases: bool = False) -> None:
         if releases and chosen.dist.exists():
             shutil.rmtree(chosen.dist)
             console.say(f"removed {chosen.dist}")
+
+
+@task(
+    iterable=["ssh_key"],
+    help={
+        "ssh-key": "public key that may log in; may be given again; your own when not given",
+        "output": "the file to write",
+        "hostname": "the machine's name",
+        "user-data": "a cloud-config with more",
+        "force": "replace the file if it exists",
+    },
+)
+def seed(
+    _: Context,
+    ssh_key: list[str] | None = None,
+    output: str = "seed.iso",
+    hostname: str = "dev-env",
+    user_data: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write a disk that gives a machine your ssh key."""
+    console = Console()
+    with errors_shown(console):
+        home = Path.home() / ".ssh"
+        named: list[str | None] = [*(ssh_key or [])] or [None]
+        keys = [key for given in named for key in find_public_keys(given, home)]
+        extra = Path(user_data).expanduser() if user_data else None
+        to = Path(output).absolute()
+        make_seed(to, public_keys=keys, hostname=hostname, user_data=extra, force=force)
+        console.say(f"written: {to}; attach it to the machine as a CD or a second disk")
+
+
+@task(
+    help={
+        "context": "the name that it gets",
+        "kubeconfig": "file to change; the one that kubectl writes to when not given",
+        "use": "make it the current context",
+        "remove": "take it out again",
+        "show": "write the machine's kubeconfig to standard output, and change nothing",
+        "force": "replace an entry of that name which leads elsewhere",
+        "host": "where the machine is",
+        "ssh-port": PORT,
+        "kubernetes-port": PORT,
+        "ssh-key": PRIVATE_KEY,
+    },
+)
+def kubeconfig(
+    _: Context,
+    context: str = "dev-env",
+    kubeconfig: str | None = None,
+    use: bool = False,
+    remove: bool = False,
+    show: bool = False,
+    force: bool = False,
+    host: str = "127.0.0.1",
+    ssh_port: int = 2222,
+    kubernetes_port: int = 6443,
+    ssh_key: str | None = None,
+) -> None:
+    """Add a running machine to your kubeconfig."""
+    with session(options()) as (console, store):
+        ours: merging.Config = {}
+        if not remove:
+            address = Address(host=host, port=ssh_port, key=Path(ssh_key).expanduser() if ssh_key else None)
+            with log_in(address, store.root / "known_hosts") as client:
+                ours = merging.renamed(merging.fetch(client), context, f"https://{host}:{kubernetes_port}")
+        if show:
+            console.say(merging.text_of(ours))
+            return
+        path = merging.chosen_file(kubeconfig, os.environ, Path.home())
+        with merging.locked(path):
+            present = merging.read(path)
+            taken_out = merging.removed(present, context)
+            wanted = taken_out if remove else merging.merged(present, ours, force=force, use=use)
+            changed = wanted != present
+            backup = merging.write(path, wanted) if changed else None
+        before = f" (as it was: {backup})" if backup else ""
+        console.say(f"changed: {path}{before}" if changed else f"{path} is as it should be")
+        if not remove:
+            console.say(f"try: kubectl --context {context} get nodes")
 
 
 @task(positional=["what", "image"], optional=["image"], help={"what": "export", "image": IMAGE, "json": JSON})

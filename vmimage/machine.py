@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -56,6 +56,11 @@ FORWARDS = {
 }
 
 
+def all_forwards(ports: Iterable[int]) -> dict[str, Forward]:
+    """Return what leads from localhost into a machine: what every machine has, and more ports of its own."""
+    return FORWARDS | {f"tcp-{port}": Forward(port, port) for port in ports}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """The virtual hardware a guest is given.
@@ -76,16 +81,31 @@ class Hardware:
     restrict: bool = True
 
 
-def write_seed(path: Path, *, public_keys: Sequence[str], hostname: str, instance_id: str) -> None:
+def write_seed(
+    path: Path,
+    *,
+    public_keys: Sequence[str],
+    hostname: str,
+    instance_id: str,
+    user_data: Mapping[str, object] | None = None,
+) -> None:
     """Write a NoCloud seed: an ISO labelled `cidata` that gives the default user these ssh keys.
+
+    Args:
+        user_data: More of a cloud-config; its own keys come first.
 
     Source: https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html
     """
     meta = {"instance-id": instance_id, "local-hostname": hostname}
-    user = {"ssh_authorized_keys": list(public_keys)}
+    user = {**(user_data or {})}
+    own = user.get("ssh_authorized_keys") or []
+    user["ssh_authorized_keys"] = [*(own if isinstance(own, list) else [own]), *public_keys]
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
-    for name, text in (("meta-data", yaml.safe_dump(meta)), ("user-data", "#cloud-config\n" + yaml.safe_dump(user))):
+    for name, text in (
+        ("meta-data", yaml.safe_dump(meta)),
+        ("user-data", "#cloud-config\n" + yaml.safe_dump(user, sort_keys=False)),
+    ):
         data = text.encode()
         short = f"/{name.replace('-', '').upper()[:8]}.;1"
         iso.add_fp(BytesIO(data), len(data), short, rr_name=name, joliet_path=f"/{name}")

@@ -22,7 +22,8 @@ def test_sshd_as_configured(root: Host) -> None:
 
 def test_drivers_of_disks_are_there_before_the_root_is(root: Host) -> None:
     names = {
-        line.rsplit("/", 1)[-1].split(".ko")[0] for line in root.check_output("lsinitramfs /initrd.img").splitlines()
+        line.rsplit("/", 1)[-1].split(".ko")[0]
+        for line in root.check_output("lsinitramfs /boot/initrd.img-*").splitlines()
     }
     builtin = set(root.check_output("sed 's|.*/||; s|[.]ko$||' /lib/modules/*/modules.builtin").split())
     assert DISK_DRIVERS - {name.replace("-", "_") for name in names | builtin} == set()
