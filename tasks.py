@@ -355,11 +355,19 @@ def bench(_: Context, what: str, image: str | None = None, json: bool = False) -
         bench_export(pipeline.plan_image(image, chosen), store, console)
 
 
-@task(help={"unit": "only what needs no build (about a minute)", "keyword": "only tests that match (pytest -k)"})
-def test(_: Context, unit: bool = False, keyword: str = "") -> None:
-    """Run the tests, with lint and a real build."""
+@task(
+    help={
+        "unit": "only what needs no build (about a minute)",
+        "keyword": "only tests that match (pytest -k)",
+        "real-k3s": "a mirror of k3s's files: dev-env is tested with them, containers included, instead of a stand-in",
+    }
+)
+def test(_: Context, unit: bool = False, keyword: str = "", real_k3s: str = "") -> None:
+    """Run the tests, with lint and real builds."""
     folders = ["tests/unit"] if unit else ["tests/unit", "tests/e2e"]
     select = ["-k", keyword] if keyword else []
+    if real_k3s:
+        os.environ["VMIMAGE_TEST_REAL_K3S"] = real_k3s if "://" in real_k3s else str(Path(real_k3s).absolute())
     os.chdir(PROJECT)
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *folders, *select])  # noqa: S606 - its exit code is ours
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.sandbox import Done, Sandbox, event
 from vmimage.machine import FORWARDS
+from vmimage.run import run
 from vmimage.ssh import connect, make_key
 
 STAGES = ["fetch", "base", "bake", "export", "verify", "release"]
@@ -115,19 +116,20 @@ def test_broken_check_releases_nothing(release: Path, sandbox: Sandbox, tmp_path
     assert sandbox.versions() == [release.name, "latest"]
 
 
-def test_verify_of_a_released_file(release: Path, sandbox: Sandbox) -> None:
-    file = released_file(release, "ova")
+def test_verify_of_a_file_by_itself_as_hyper_v_would_start_it(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
+    file = tmp_path / "toolbox.vhdx"
+    run(["qemu-img", "convert", "-O", "vhdx", released_file(release, "qcow2"), file])
     done = sandbox.invoke("verify", str(file), "--json")
     assert done.returncode == 0, done.stderr
     verdict = done.event("result")["verdict"]
     assert (verdict["passed"], verdict["unchanged"]) == (True, True)
-    assert verdict["files"]["ova"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    evidence = Path(done.event("run")["log"]) / "verify"
-    for machine in ("ova-virtualbox-bios", "ova-virtualbox-uefi"):
-        assert (evidence / machine / "junit.xml").stat().st_size > 1000
-        assert (evidence / machine / "screen.png").stat().st_size > 1000
-        assert "login" in (evidence / machine / "serial.log").read_text(errors="replace")
-        assert not list((evidence / machine).glob("id_*"))
+    with file.open("rb") as content:
+        assert verdict["files"]["vhdx"]["sha256"] == hashlib.file_digest(content, "sha256").hexdigest()
+    evidence = Path(done.event("run")["log"]) / "verify" / "vhdx-hyperv-bios"
+    assert (evidence / "junit.xml").stat().st_size > 1000
+    assert (evidence / "screen.png").stat().st_size > 1000
+    assert "login" in (evidence / "serial.log").read_text(errors="replace")
+    assert not list(evidence.glob("id_*"))
 
 
 def test_verify_refuses_a_damaged_file_by_its_manifest(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:

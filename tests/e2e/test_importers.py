@@ -139,11 +139,10 @@ def test_vagrant_starts_the_libvirt_box_and_its_key_works(boxes: Path, libvirt: 
     (libvirt.path / "root/run/Vagrantfile").write_text(VAGRANTFILE)
     commands = (
         "vagrant box add --name toolbox /tmp/libvirt.box; vagrant up --provider=libvirt; "
-        "vagrant ssh --command 'kubectl version --client; id -un; systemctl is-system-running --wait'; "
-        "vagrant halt; vagrant destroy --force"
+        "vagrant ssh --command 'kubectl version --client; id -un'; vagrant destroy --force"
     )
     said = libvirt.run("sh", "-c", DAEMONS + commands, timeout=900).output
     assert "Successfully added box 'toolbox' (v0) for 'libvirt'" in said
     assert "Machine booted and ready!" in said
     assert "80 (guest) => 8080 (host)" in said
-    assert "\ndev\nrunning\n" in said.replace("\r", "")
+    assert "\ndev\n" in said.replace("\r", "")
