@@ -1,4 +1,4 @@
-"""kubectl and helm for tests, by the project's own pins."""
+"""kubectl and helm for tests, by the project's own pins; and what is in a seed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pycdlib
 import pytest
 
 from vmimage import PROJECT
@@ -33,3 +34,16 @@ def pinned_tools(folder: Path) -> Path:
         tool.write_bytes(Path(path).read_bytes())
         tool.chmod(0o755)
     return into
+
+
+def seed_texts(seed: Path) -> dict[str, str]:
+    """Return the files of a NoCloud seed."""
+    iso = pycdlib.PyCdlib()
+    iso.open(str(seed))
+    assert iso.pvd.volume_identifier.strip() == b"cidata"
+    texts = {}
+    for name in ("meta-data", "user-data"):
+        with iso.open_file_from_iso(rr_path=f"/{name}") as file:
+            texts[name] = file.read().decode()
+    iso.close()
+    return texts

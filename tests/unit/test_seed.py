@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pycdlib
 import pytest
 import yaml
 
+from tests.tools import seed_texts
 from vmimage.errors import InputError
 from vmimage.seed import make_seed
 
@@ -14,14 +14,7 @@ KEY = "ssh-ed25519 AAAA me"
 
 def make(to: Path, user_data: Path | None = None, *, force: bool = False) -> dict[str, str]:
     make_seed(to, public_keys=[KEY], hostname="box", user_data=user_data, force=force)
-    iso = pycdlib.PyCdlib()
-    iso.open(str(to))
-    texts = {}
-    for name in ("meta-data", "user-data"):
-        with iso.open_file_from_iso(rr_path=f"/{name}") as file:
-            texts[name] = file.read().decode()
-    iso.close()
-    return texts
+    return seed_texts(to)
 
 
 def test_seed_has_the_keys_and_a_new_identity_each_time(tmp_path: Path) -> None:
