@@ -7,6 +7,7 @@ import ssl
 from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -45,6 +46,11 @@ def serve(objects: Objects, address: str, port: int, ca: Path, certificate: Path
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+
+        def server_bind(self) -> None:
+            """Bind without looking for a name of the address, which takes long where no name server answers."""
+            TCPServer.server_bind(self)
+            self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
         def handle_error(self, request: object, client_address: object) -> None:
             """Keep the journal short: clients end watches when they like."""

@@ -42,11 +42,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         if not text:
             continue
         if text.lstrip().startswith("- "):
-            found[key] = [*found[key], text.lstrip()[2:].strip("\"' ")]
+            found[key] = [*found.get(key, []), text.lstrip()[2:].strip("\"' ")]
             continue
         key, _, value = (part.strip() for part in text.partition(":"))
         if key not in SETTINGS:
-            sys.exit(f"Incorrect Usage: flag provided but not defined: -{key}")
+            print(f"Unknown flag --{key} found in config.yaml, skipping", file=sys.stderr)
+            continue
         found[key] = value.strip("\"'") if value else list(SETTINGS[key])
     return found
 
@@ -87,8 +88,11 @@ def certificates(folder: Path, names: list[str]) -> tuple[Path, Path]:
     ca, ca_key = folder / "server-ca.crt", folder / "server-ca.key"
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     if not ca.exists():
+        usage = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign"
         subject = f"/CN=k3s-server-ca@{secrets.token_hex(4)}"
-        openssl("req", "-x509", *curve, "-keyout", ca_key, "-out", ca, "-days", "3650", "-subj", subject)
+        openssl(
+            "req", "-x509", *curve, "-keyout", ca_key, "-out", ca, "-days", "3650", "-subj", subject, "-addext", usage
+        )
     alternatives = ",".join(f"{'IP' if is_address(name) else 'DNS'}:{name}" for name in dict.fromkeys(names))
     for name, subject, more in (
         ("serving-kube-apiserver", "/CN=k3s", ["-addext", f"subjectAltName={alternatives}"]),
