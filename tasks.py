@@ -13,17 +13,20 @@ from invoke.context import Context
 from invoke.tasks import task as invoke_task
 
 from vmimage import PROJECT, host, pipeline
+from vmimage import kubeconfig as merging
 from vmimage.bench import bench_export
+from vmimage.bundle import write_bundle
 from vmimage.cli import allow_missing_positionals, errors_shown, session
 from vmimage.console import Console, human_bytes
 from vmimage.errors import HostError, InputError
-from vmimage.guest import Address
+from vmimage.guest import Address, log_in
 from vmimage.lint import SCHEMA, schema_text
 from vmimage.lint import lint as run_lint
 from vmimage.lint import lock as run_lock
 from vmimage.machine import FORWARDS
 from vmimage.profiles import HYPERVISORS
 from vmimage.runner import find_public_keys, machine_like, run_release
+from vmimage.seed import make_seed
 from vmimage.settings import options
 from vmimage.share import find_private_key, make_share, run_share
 from vmimage.spec import load_spec
@@ -40,6 +43,8 @@ MIRROR = "directory or URL with pinned files, tried first; may be given again"
 DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line"
 ACCELERATOR = "kvm or tcg; found by running guest code when not given"
 JSON = "JSON lines on standard output, for machines"
+MACHINE = "where the machine answers ssh"
+PRIVATE_KEY = "your private key, if it is not one that ssh would find"
 IMAGE = "an image of images.yaml; the default one when not given"
 PORT = "port on localhost"
 MATRIX = "`full` boots every machine that a format is for; without it each file is booted once"
@@ -121,6 +126,31 @@ def fetch(_: Context, image: str | None = None, mirror: list[str] | None = None,
         for name, path in paths.items():
             console.event("file", name=name, path=str(path))
             console.say(f"{name}: {path}")
+
+
+@task(
+    positional=["image"],
+    optional=["image"],
+    iterable=["mirror"],
+    help={"image": IMAGE, "output": "the file to write", "mirror": MIRROR, "json": JSON},
+)
+def bundle(
+    _: Context,
+    image: str | None = None,
+    output: str = "update.tar",
+    mirror: list[str] | None = None,
+    json: bool = False,
+) -> None:
+    """Write newer k3s, kubectl and helm to one file."""
+    chosen = options(mirrors=mirror or ())
+    with session(chosen, json_lines=json, log="bundle") as (console, store):
+        made = pipeline.plan_image(image, chosen)
+        with console.stage("fetch", f"{len(made.files)} pinned files") as step:
+            paths = fetch_files(made.files, store, step)
+        to = Path(output).absolute()
+        digest = write_bundle(made, paths, to)
+        console.event("result", path=str(to), sha256=digest)
+        console.say(f"written: {to}\nin the machine: sudo dev-env update --from {to.name} --sha256 {digest}")
 
 
 @task(
@@ -230,9 +260,9 @@ def run(
         "read-only": "refuse every change",
         "follow-links": "serve also what links out of the directory lead to now",
         "notify": "touch changed files in the machine, for programs there that wait for file events",
-        "ssh-key": "private key to log in with; your own, or the ssh agent's, when not given",
-        "ssh-port": "port at which the machine answers ssh",
-        "host": "name or address at which the machine answers ssh",
+        "ssh-key": PRIVATE_KEY,
+        "ssh-port": PORT,
+        "host": MACHINE,
     },
 )
 def share(
@@ -272,6 +302,86 @@ def clean(_: Context, releases: bool = False) -> None:
             console.say(f"removed {chosen.dist}")
 
 
+@task(
+    iterable=["ssh_key"],
+    help={
+        "ssh-key": "public key that may log in; may be given again; your own when not given",
+        "output": "the file to write",
+        "hostname": "the machine's name",
+        "user-data": "a cloud-config with more",
+        "force": "replace the file if it exists",
+    },
+)
+def seed(
+    _: Context,
+    ssh_key: list[str] | None = None,
+    output: str = "seed.iso",
+    hostname: str = "dev-env",
+    user_data: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write a disk that gives a machine your ssh key."""
+    console = Console()
+    with errors_shown(console):
+        home = Path.home() / ".ssh"
+        named: list[str | None] = [*(ssh_key or [])] or [None]
+        keys = [key for given in named for key in find_public_keys(given, home)]
+        extra = Path(user_data).expanduser() if user_data else None
+        to = Path(output).absolute()
+        make_seed(to, public_keys=keys, hostname=hostname, user_data=extra, force=force)
+        console.say(f"written: {to}; attach it to the machine as a CD or a second disk")
+
+
+@task(
+    help={
+        "context": "the name that it gets",
+        "kubeconfig": "file to change; the one that kubectl writes to when not given",
+        "use": "make it the current context",
+        "remove": "take it out again",
+        "show": "write the machine's kubeconfig to standard output, and change nothing",
+        "force": "replace an entry of that name which leads elsewhere",
+        "host": MACHINE,
+        "ssh-port": PORT,
+        "kubernetes-port": PORT,
+        "ssh-key": PRIVATE_KEY,
+    },
+)
+def kubeconfig(
+    _: Context,
+    context: str = "dev-env",
+    kubeconfig: str | None = None,
+    use: bool = False,
+    remove: bool = False,
+    show: bool = False,
+    force: bool = False,
+    host: str = "127.0.0.1",
+    ssh_port: int = 2222,
+    kubernetes_port: int = 6443,
+    ssh_key: str | None = None,
+) -> None:
+    """Add a running machine to your kubeconfig."""
+    with session(options()) as (console, store):
+        ours: merging.Config = {}
+        if not remove:
+            address = Address(host=host, port=ssh_port, key=find_private_key(ssh_key))
+            with log_in(address, store.root / "known_hosts") as client:
+                ours = merging.renamed(merging.fetch(client), context, f"https://{host}:{kubernetes_port}")
+        if show:
+            console.say(merging.text_of(ours))
+            return
+        path = merging.chosen_file(kubeconfig, os.environ, Path.home())
+        with merging.locked(path):
+            present = merging.read(path)
+            taken_out = merging.removed(present, context)
+            wanted = taken_out if remove else merging.merged(present, ours, force=force, use=use)
+            changed = wanted != present
+            backup = merging.write(path, wanted) if changed else None
+        before = f" (as it was: {backup})" if backup else ""
+        console.say(f"changed: {path}{before}" if changed else f"{path} is as it should be")
+        if not remove:
+            console.say(f"try: kubectl --context {context} get nodes")
+
+
 @task(positional=["what", "image"], optional=["image"], help={"what": "export", "image": IMAGE, "json": JSON})
 def bench(_: Context, what: str, image: str | None = None, json: bool = False) -> None:
     """Measure our writers against others, side by side."""
@@ -282,11 +392,19 @@ def bench(_: Context, what: str, image: str | None = None, json: bool = False) -
         bench_export(pipeline.plan_image(image, chosen), store, console)
 
 
-@task(help={"unit": "only what needs no build (about a minute)", "keyword": "only tests that match (pytest -k)"})
-def test(_: Context, unit: bool = False, keyword: str = "") -> None:
-    """Run the tests, with lint and a real build."""
+@task(
+    help={
+        "unit": "only what needs no build (about a minute)",
+        "keyword": "only tests that match (pytest -k)",
+        "real-k3s": "a mirror of k3s's files: dev-env is tested with them, containers included, instead of a stand-in",
+    }
+)
+def test(_: Context, unit: bool = False, keyword: str = "", real_k3s: str = "") -> None:
+    """Run the tests, with lint and real builds."""
     folders = ["tests/unit"] if unit else ["tests/unit", "tests/e2e"]
     select = ["-k", keyword] if keyword else []
+    if real_k3s:
+        os.environ["VMIMAGE_TEST_REAL_K3S"] = real_k3s if "://" in real_k3s else str(Path(real_k3s).absolute())
     os.chdir(PROJECT)
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *folders, *select])  # noqa: S606 - its exit code is ours
 

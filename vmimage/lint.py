@@ -21,7 +21,7 @@ from vmimage.spec import Spec, load_spec
 from vmimage.ssh import make_key
 from vmimage.stages.bake import OVERLAY, PAYLOAD, packer_values
 
-PYTHON = ["tasks.py", "vmimage", "tests"]
+PYTHON = ["tasks.py", "vmimage", "tests", "provision"]
 SCHEMA = PROJECT / "templates" / "images.schema.json"
 
 
@@ -64,7 +64,8 @@ def shell_scripts() -> list[Path]:
     return sorted(
         path
         for path in paths
-        if path.is_file() and path.read_bytes()[:40].startswith((b"#!/bin/sh", b"#!/usr/bin/env bash"))
+        if path.is_file()
+        and path.read_bytes()[:40].startswith((b"#!/bin/sh", b"#!/usr/bin/env bash", b"# shellcheck shell=sh"))
     )
 
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +29,10 @@ AGENT_SECONDS = 60.0
 
 # x86-64-v2 on an AMD processor: with `max`, emulation pays for AVX and for more of the kernel's mitigations.
 EMULATED_CPU = "qemu64,+cx16,+lahf-lm,+popcnt,+sse4.1,+sse4.2,+ssse3"
+
+
+# One after the other: QEMU 7.2 emulating processors at once lets a kernel that patches its own code crash now and then.
+ACCELERATION = {"kvm": "kvm", "tcg": "tcg,thread=single"}
 
 
 def cpu_model(accelerator: Accelerator) -> str:
@@ -52,6 +56,11 @@ FORWARDS = {
 }
 
 
+def all_forwards(ports: Iterable[int]) -> dict[str, Forward]:
+    """Return what leads from localhost into a machine: what every machine has, and more ports of its own."""
+    return FORWARDS | {f"tcp-{port}": Forward(port, port) for port in ports}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """The virtual hardware a guest is given.
@@ -72,16 +81,31 @@ class Hardware:
     restrict: bool = True
 
 
-def write_seed(path: Path, *, public_keys: Sequence[str], hostname: str, instance_id: str) -> None:
+def write_seed(
+    path: Path,
+    *,
+    public_keys: Sequence[str],
+    hostname: str,
+    instance_id: str,
+    user_data: Mapping[str, object] | None = None,
+) -> None:
     """Write a NoCloud seed: an ISO labelled `cidata` that gives the default user these ssh keys.
+
+    Args:
+        user_data: More of a cloud-config; its own keys come first.
 
     Source: https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html
     """
     meta = {"instance-id": instance_id, "local-hostname": hostname}
-    user = {"ssh_authorized_keys": list(public_keys)}
+    user = {**(user_data or {})}
+    own = user.get("ssh_authorized_keys") or []
+    user["ssh_authorized_keys"] = [*(own if isinstance(own, list) else [own]), *public_keys]
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
-    for name, text in (("meta-data", yaml.safe_dump(meta)), ("user-data", "#cloud-config\n" + yaml.safe_dump(user))):
+    for name, text in (
+        ("meta-data", yaml.safe_dump(meta)),
+        ("user-data", "#cloud-config\n" + yaml.safe_dump(user, sort_keys=False)),
+    ):
         data = text.encode()
         short = f"/{name.replace('-', '').upper()[:8]}.;1"
         iso.add_fp(BytesIO(data), len(data), short, rr_name=name, joliet_path=f"/{name}")
@@ -108,7 +132,7 @@ def qemu_command(
     restrict = ",restrict=on" if hardware.restrict else ""
     profile = PROFILES[hardware.profile]
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-name", "vmimage"]
-    command += ["-machine", profile.board, "-accel", hardware.accelerator]
+    command += ["-machine", profile.board, "-accel", ACCELERATION[hardware.accelerator]]
     command += ["-cpu", cpu_model(hardware.accelerator)]
     command += ["-smp", str(hardware.cpus), "-m", str(hardware.memory)]
     command += ["-display", "none", "-vga", "std", "-device", "virtio-rng-pci"]

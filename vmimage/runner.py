@@ -14,7 +14,7 @@ from vmimage.formats.opened import open_disk
 from vmimage.machine import FORWARDS, Hardware, make_overlay, start, write_seed
 from vmimage.pipeline import Options
 from vmimage.profiles import HYPERVISORS, PROFILES, FirmwareName
-from vmimage.spec import size_bytes
+from vmimage.spec import port_range, size_bytes
 from vmimage.stages.release import Release
 from vmimage.store import Store
 
@@ -65,18 +65,24 @@ def require_free(ports: Mapping[str, int]) -> None:
     Raises:
         HostError: Something does; all of them are named.
     """
-    taken = []
+    found = taken(ports)
+    if found:
+        raise HostError(
+            f"in use on localhost: {', '.join(found)}", hint="stop what listens there, or choose others: --ssh-port …"
+        )
+
+
+def taken(ports: Mapping[str, int]) -> list[str]:
+    """Return those ports on which something listens."""
+    found = []
     for name, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                taken.append(f"{port} ({name})")
-    if taken:
-        raise HostError(
-            f"in use on localhost: {', '.join(taken)}", hint="stop what listens there, or choose others: --ssh-port …"
-        )
+                found.append(f"{port} ({name})")
+    return found
 
 
 def run_release(
@@ -101,6 +107,7 @@ def run_release(
     accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
     require_free(ports)
     machine_facts = release.manifest["machine"]
+    further = [port for port in port_range(machine_facts.get("ports")) if not taken({"": port})]
     with store.workspace("run") as work:
         overlay = disk or work / "overlay.qcow2"
         if not overlay.exists():
@@ -117,7 +124,7 @@ def run_release(
             accelerator=accelerator,
             cpus=machine_facts["cpus"],
             memory=size_bytes(machine_facts["memory"]) >> 20,
-            forwards={FORWARDS[name].guest: port for name, port in ports.items()},
+            forwards={FORWARDS[name].guest: port for name, port in ports.items()} | {port: port for port in further},
             restrict=False,
         )
         with start(hardware, disk=overlay, seed=seed, folder=work) as machine:
@@ -128,6 +135,10 @@ def run_release(
                 f"  http://localhost:{ports['http']}  https://localhost:{ports['https']}  ports 80 and 443 of the guest"
             )
             console.say(f"  https://localhost:{ports['kubernetes']}  Kubernetes, if the image has it")
+            if further:
+                console.say(
+                    f"  localhost:{further[0]} to {further[-1]}  further TCP ports, for services of the machine"
+                )
             console.say(f"  its console: tail -f {machine.serial}")
             console.say(
                 f"  changes are kept in {disk}"

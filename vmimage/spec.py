@@ -26,6 +26,7 @@ Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_-
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* (MiB|GiB)$")]
 Step = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$")]
+Ports = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{3,4}-[1-9][0-9]{3,4}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 SEAL_STEP = "99-seal.sh"
@@ -39,6 +40,12 @@ def size_bytes(size: str) -> int:
     """Return a `Size` such as "4 GiB" in bytes."""
     number, unit = size.split()
     return int(number) * {"MiB": 1 << 20, "GiB": 1 << 30}[unit]
+
+
+def port_range(ports: str | None) -> range:
+    """Return a `Ports` such as "31000-31019" as numbers; none for nothing."""
+    first, last = ports.split("-") if ports else ("0", "-1")
+    return range(int(first), int(last) + 1)
 
 
 class Model(BaseModel):
@@ -108,6 +115,9 @@ class Machine(Model):
 
     cpus: int = Field(2, ge=1, le=64)
     memory: Size = "4 GiB"
+    ports: Annotated[
+        Ports | None, Field(description="FIRST-LAST: more TCP ports forwarded from localhost, under the same numbers")
+    ] = None
 
 
 class Qcow2Options(Model):

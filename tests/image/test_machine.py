@@ -83,6 +83,10 @@ def test_identity_differs_from_every_other_clone(root: Host, context: Context) -
         assert sibling, "another machine of this verification did not come up"
         assert sibling["machine-id"] != machine_id
         assert not host_keys & set(sibling["host-keys"].splitlines())
+    ca = "/var/lib/rancher/k3s/server/tls/server-ca.crt"
+    if "k3s" in context.facts["components"]:
+        own = root.check_output(f"sha256sum {ca}")
+        assert own not in [sibling["cluster-ca"] for sibling in context.siblings]
 
 
 def test_console_logs_dev_in(root: Host) -> None:

@@ -22,7 +22,8 @@ def test_sshd_as_configured(root: Host) -> None:
 
 def test_drivers_of_disks_are_there_before_the_root_is(root: Host) -> None:
     names = {
-        line.rsplit("/", 1)[-1].split(".ko")[0] for line in root.check_output("lsinitramfs /initrd.img").splitlines()
+        line.rsplit("/", 1)[-1].split(".ko")[0]
+        for line in root.check_output("lsinitramfs /boot/initrd.img-*").splitlines()
     }
     builtin = set(root.check_output("sed 's|.*/||; s|[.]ko$||' /lib/modules/*/modules.builtin").split())
     assert DISK_DRIVERS - {name.replace("-", "_") for name in names | builtin} == set()
@@ -44,3 +45,8 @@ def test_kernel_has_the_guest_drivers_of(root: Host, modules: str) -> None:
 def test_open_vm_tools_start_in_vmware_only(root: Host) -> None:
     assert root.check_output("systemctl is-enabled open-vm-tools") == "enabled"
     assert "ConditionVirtualization=vmware" in root.check_output("systemctl cat open-vm-tools")
+
+
+def test_console_says_how_to_add_a_key_where_there_is_none(host: Host) -> None:
+    assert "ssh takes keys only" in host.check_output("HOME=/tmp bash -lic true 2>/dev/null")
+    assert "ssh takes keys only" not in host.check_output("bash -lic true 2>/dev/null")

@@ -30,7 +30,7 @@ def test_the_projects_own_images_are_good() -> None:
     spec = load_spec(PROJECT / "images.yaml")
     assert spec.default == "dev-env"
     assert set(spec.images) >= {"toolbox", "dev-env"}
-    assert set(spec.images["dev-env"].components) - set(spec.images["toolbox"].components) == {"k3s"}
+    assert set(spec.images["dev-env"].components) - set(spec.images["toolbox"].components) == {"k3s", "environment"}
 
 
 def test_models_are_frozen(project: Path) -> None:

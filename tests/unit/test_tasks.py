@@ -10,8 +10,8 @@ import pytest
 from tests.sandbox import Sandbox
 from vmimage import PROJECT
 
-TASKS = ["bench", "build-image", "clean", "doctor", "fetch", "lint", "list", "lock", "plan", "run", "schema", "test"]
-TASKS += ["verify"]
+TASKS = ["bench", "build-image", "bundle", "clean", "doctor", "fetch", "kubeconfig", "lint", "list", "lock", "plan"]
+TASKS += ["run", "schema", "seed", "share", "test", "verify"]
 
 
 @pytest.fixture
@@ -69,6 +69,10 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["build-image", "toolbox", "--matrix", "big"], 2, "--matrix big: unknown"),
         (["run", "toolbox"], 2, "holds no release latest of toolbox"),
         (["fetch", "toolbox", "--mirror", "x", "y"], 1, "No idea what 'y' is!"),
+        (["kubeconfig", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
+        (["share", "/none"], 2, "there is no directory /none"),
+        (["share", "tests", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
+        (["seed", "--ssh-key", "/none.pub"], 2, "there is no public ssh key at /none.pub"),
         (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
         (["verify"], 1, "did not receive required positional arguments: 'file'"),
     ],

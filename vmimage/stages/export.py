@@ -17,10 +17,10 @@ from vmimage.formats.ova import Appliance, write_ova
 from vmimage.formats.qcow2 import write_qcow2
 from vmimage.formats.raw_zst import write_raw_zst
 from vmimage.formats.vmdk import write_vmdk
-from vmimage.machine import FORWARDS
+from vmimage.machine import all_forwards
 from vmimage.plan import APPLIANCE_TEMPLATE, VAGRANT_TEMPLATE, Plan
 from vmimage.run import run
-from vmimage.spec import FormatName, size_bytes
+from vmimage.spec import FormatName, port_range, size_bytes
 from vmimage.store import sha256_file
 
 VENDOR = "vmimage"
@@ -60,6 +60,7 @@ def writers(plan: Plan) -> dict[FormatName, Callable[[Path, Path], object]]:
 
 def appliance(plan: Plan) -> Appliance:
     """Return what the OVA says of the machine; its version is the part of the release's that is known by now."""
+    forwards = all_forwards(port_range(plan.image.machine.ports))
     return Appliance(
         name=plan.name,
         version=plan.export_stage.key[:8],
@@ -67,7 +68,7 @@ def appliance(plan: Plan) -> Appliance:
         summary=plan.image.summary,
         cpus=plan.image.machine.cpus,
         memory_mib=size_bytes(plan.image.machine.memory) >> 20,
-        forwards=tuple((name, forward.host, forward.guest) for name, forward in FORWARDS.items()),
+        forwards=tuple((name, forward.host, forward.guest) for name, forward in forwards.items()),
     )
 
 

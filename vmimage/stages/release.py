@@ -22,7 +22,7 @@ from vmimage.errors import InputError, VerifyError
 from vmimage.machine import FORWARDS
 from vmimage.plan import Plan
 from vmimage.render import render
-from vmimage.spec import FormatName
+from vmimage.spec import FormatName, port_range
 from vmimage.store import sha256_file, sync, sync_tree
 
 MANIFEST = "manifest.json"
@@ -125,6 +125,7 @@ def make_release(
         content = {"image": plan.name, "version": version, **manifest, "files": released, "verdict": verdict}
         (work / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         values = {"manifest": content, "plan": plan, "files": released, "forwards": FORWARDS, "size": human_bytes}
+        values["ports"] = port_range(plan.image.machine.ports)
         (work / "README.md").write_text(render(PROJECT / "templates" / "release-readme.md.j2", values))
         sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(work.iterdir())]
         (work / "SHA256SUMS").write_text("".join(sums))

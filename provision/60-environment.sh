@@ -1,0 +1,25 @@
+#!/bin/sh
+# The command dev-env, the services that keep it working, and the sample chart with its container image.
+set -eu
+python3 -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib/dev-env
+/usr/local/bin/dev-env --help > /dev/null
+systemctl --quiet enable dev-env-ready.target dev-env-names.service
+
+# kubectl and helm find the cluster in every session, also in those that read no shell profile.
+echo 'KUBECONFIG=/etc/rancher/k3s/k3s.yaml' >> /etc/environment
+
+# Where the sample expects the files that the host shares.
+install -d -o dev -g dev /home/dev/src
+
+# The sample's container image: one static program of Debian, in the form of `docker save`.
+work=$(mktemp -d)
+mkdir -p "$work/root/bin" "$work/root/www"
+install -m 0755 "$(command -v busybox)" "$work/root/bin/busybox"
+cd "$work"
+pack() { tar --format=ustar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$@"; }
+pack layer.tar -C root .
+layer=$(sha256sum layer.tar | cut -d ' ' -f 1)
+printf '{"architecture":"amd64","os":"linux","config":{"Cmd":["busybox","httpd","-f","-p","8080","-h","/www"],"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}\n' "$layer" > config.json
+printf '[{"Config":"config.json","RepoTags":["localhost/hello:1"],"Layers":["layer.tar"]}]\n' > manifest.json
+pack /var/lib/rancher/k3s/agent/images/hello.tar manifest.json config.json layer.tar
+rm -rf "$work"

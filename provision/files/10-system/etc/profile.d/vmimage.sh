@@ -1,0 +1,9 @@
+# shellcheck shell=sh
+# Who sits at the console of a machine without a seed learns how to let ssh in. Over ssh there is a key already.
+case $- in
+    *i*)
+        if [ ! -s "$HOME/.ssh/authorized_keys" ]; then
+            echo 'ssh takes keys only. To add yours: mkdir -pm700 ~/.ssh; nano ~/.ssh/authorized_keys'
+        fi
+        ;;
+esac

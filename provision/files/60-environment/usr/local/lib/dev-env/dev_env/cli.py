@@ -1,0 +1,209 @@
+"""The command line of `dev-env`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dev_env import PROFILES, Failure, charts, files, images, names, state, update
+from dev_env.api import Api
+
+FORM = """\
+A values file says which charts to run:
+
+  charts:
+    shop:                          # the name it gets here
+      chart: ./charts/shop         # a directory or archive beside this file, oci://…, or a chart's name in `repo`
+      repo: https://charts.example.com
+      version: 1.2.3
+      digest: sha256:…             # of the chart's archive; another one is refused
+      namespace: default
+      values:                      # what the chart takes; `helm show values CHART` lists it
+        replicas: 1
+
+Several files are composed: later ones win, key by key, and a chart that a later one sets to null is left out.
+"""
+SHARING = """\
+Directories are shared from your own computer, where the files stay. There, in a checkout of the project:
+
+  invoke share ~/src                      mounts it here as /home/dev/src
+  invoke share ~/src /home/dev/src --notify
+
+Charts mount it into a pod by hostPath: /home/dev/src.
+"""
+
+
+def say(text: str) -> None:
+    """Tell the user what goes on; answers go to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def do_up(options: argparse.Namespace) -> None:
+    """Run the charts that values files or profiles name, and wait until they are ready."""
+    charts.up(files.merged([files.read(files.find(argument)) for argument in options.files]))
+    names.reconcile(Api())
+    print(state.table(state.services()))
+
+
+def do_down(options: argparse.Namespace) -> None:
+    """Uninstall what `up` installed."""
+    removed = charts.down(options.names)
+    print(f"uninstalled: {', '.join(removed)}" if removed else "nothing was installed")
+
+
+def do_export(options: argparse.Namespace) -> None:
+    """Write the values file that reproduces what runs now."""
+    folder = None
+    if options.output:
+        folder = options.output.absolute().with_suffix(".charts")
+        folder.mkdir(parents=True, exist_ok=True)
+    text, notes = charts.exported(folder)
+    for note in notes:
+        say(f"note: {note}")
+    if not options.output:
+        print(text, end="")
+        return
+    beside = options.output.with_name(f".{options.output.name}.new")
+    beside.write_text(text)
+    beside.replace(options.output)
+    if folder and not any(folder.iterdir()):
+        folder.rmdir()
+    say(f"written: {options.output}")
+
+
+def do_profiles(_: argparse.Namespace) -> None:
+    """List the values files that the machine brings along."""
+    rows = []
+    for path in sorted(PROFILES.glob("*.yaml")):
+        first = path.read_text().splitlines()[0]
+        rows.append([path.stem, first.removeprefix("# ")])
+    print(state.table(rows))
+    say("\n`dev-env up NAME` runs one; several are composed, and files of your own: `dev-env up NAME mine.yaml`")
+
+
+def do_services(_: argparse.Namespace) -> None:
+    """List services: where they are on your computer, and whether they answer."""
+    print(state.table(state.services()))
+
+
+def do_status(_: argparse.Namespace) -> None:
+    """Say how the environment is."""
+    print("\n".join(state.status()))
+
+
+def do_doctor(_: argparse.Namespace) -> None:
+    """Look for what is wrong, and say what to do."""
+    bad = 0
+    for name, fault, remedy in state.doctor():
+        print(f"BAD {name}: {fault}\n    {remedy}" if fault else f"ok  {name}")
+        bad += bool(fault)
+    if bad:
+        raise Failure(f"{bad} of these are not as they should be")
+
+
+def do_version(options: argparse.Namespace) -> None:
+    """Say which image this is, and the versions in it."""
+    found = state.version()
+    print(json.dumps(found) if options.json else state.table([[key, value] for key, value in found.items()]))
+
+
+def do_share(_: argparse.Namespace) -> None:
+    """Explain how to share a directory of your computer, and list those that are shared."""
+    print(SHARING)
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    shared = [fields[1] for fields in mounts if fields[2] == "fuse.sshfs"]
+    print("shared now: " + (", ".join(shared) or "nothing"))
+
+
+def do_images(options: argparse.Namespace) -> None:
+    """List container images, or load more of them without a registry."""
+    if options.action == "load":
+        print("\n".join(images.load(options.files)) or "nothing new")
+    else:
+        print("\n".join(images.names()))
+
+
+def do_update(options: argparse.Namespace) -> None:
+    """Replace k3s, kubectl and helm by newer ones from a bundle; back to the old ones if they do not work."""
+    done = update.update(options.source, options.sha256, say, allow_older=options.allow_older)
+    print("updated: " + ", ".join(done))
+
+
+def do_wait(_: argparse.Namespace) -> None:
+    """Wait until the cluster is ready."""
+    seconds = state.wait(say)
+    print(f"dev-env is ready, {seconds:.0f} s after the machine was switched on. `dev-env` tells what it can do.")
+
+
+def do_names(_: argparse.Namespace) -> None:
+    """Keep names and ports of services up to date (a service of the system does this)."""
+    names.watch()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; each command's help is the first line of what does it."""
+    top = argparse.ArgumentParser(
+        prog="dev-env",
+        description="Runs your services in this machine, from helm charts. You need not know Kubernetes: each command "
+        "shows the kubectl and helm commands that it runs.",
+        epilog="Begin with: dev-env status, then dev-env up hello, then dev-env services",
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, do: Callable[[argparse.Namespace], None], epilog: str = "") -> argparse.ArgumentParser:
+        text = (do.__doc__ or "").strip()
+        added = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        added.set_defaults(do=do)
+        return added
+
+    command("status", do_status)
+    up = command("up", do_up, FORM)
+    up.add_argument("files", nargs="+", metavar="FILE", help="a values file, or the name of a profile")
+    down = command("down", do_down)
+    down.add_argument("names", nargs="*", metavar="NAME", help="only these; all when not given")
+    command("profiles", do_profiles)
+    command("services", do_services)
+    export = command("export", do_export)
+    export.add_argument(
+        "--output", "-o", type=Path, metavar="FILE", help="with the charts that are only here beside it"
+    )
+    command("share", do_share)
+    loads = command("images", do_images)
+    loads.add_argument("action", nargs="?", choices=["list", "load"], default="list")
+    loads.add_argument("files", nargs="*", type=Path, metavar="FILE", help="archives of `docker save`")
+    updates = command("update", do_update)
+    updates.add_argument("--from", dest="source", required=True, metavar="FILE|URL", help="what `invoke bundle` made")
+    updates.add_argument("--sha256", default="", help="of the bundle; needed for a URL")
+    updates.add_argument("--allow-older", action="store_true", help="also install what is older than what is here")
+    command("doctor", do_doctor)
+    version = command("version", do_version)
+    version.add_argument("--json", action="store_true", help="for machines")
+    command("wait", do_wait)
+    command("names", do_names)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 something is wrong, 2 not understood."""
+    top = parser()
+    options = top.parse_args(argv)
+    if not hasattr(options, "do"):
+        top.print_help()
+        return 0
+    try:
+        options.do(options)
+    except Failure as failure:
+        say(f"\n{failure}" + (f"\n\n{failure.hint}" if failure.hint else ""))
+        return 1
+    except OSError as error:
+        say(f"\n{error}")
+        return 1
+    except KeyboardInterrupt:
+        say("\nstopped")
+        return 130
+    return 0

@@ -1,0 +1,165 @@
+"""Values files of an environment: which charts, in which namespace, with which values. Later files win."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dev_env import PROFILES, READER, Failure
+from dev_env.tools import run
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+TEXTS = ("chart", "repo", "version", "digest", "namespace")
+KEYS = (*TEXTS, "values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A chart to install under a name.
+
+    Attributes:
+        chart: A directory or archive (absolute), `oci://…`, or the name of a chart in `repo`.
+        repo: URL of a chart repository, or nothing.
+        digest: `sha256:…` of the chart's archive, or of the OCI manifest; or nothing.
+    """
+
+    name: str
+    chart: str
+    repo: str = ""
+    version: str = ""
+    digest: str = ""
+    namespace: str = "default"
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the chart is a file or a directory of this machine."""
+        return not self.repo and "://" not in self.chart
+
+    def described(self) -> dict[str, Any]:
+        """Return it as it stands in a values file."""
+        texts = {key: getattr(self, key) for key in TEXTS if getattr(self, key)}
+        return {**texts, **({"values": dict(self.values)} if self.values else {})}
+
+
+def find(argument: str) -> Path:
+    """Return the values file that an argument of `up` means: a file, or the name of a profile.
+
+    Raises:
+        Failure: There is none.
+    """
+    profile = PROFILES / f"{argument}.yaml"
+    path = Path(argument)
+    if path.is_file():
+        return path.absolute()
+    if re.fullmatch(NAME, argument) and profile.is_file():
+        return profile
+    known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    raise Failure(
+        f"there is no file {argument}, and no profile of that name{near_miss(argument, known)}",
+        f"the profiles are: {', '.join(known)}",
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a values file as helm reads one, with charts' relative paths made absolute.
+
+    Raises:
+        Failure: It is no YAML, or says something that is not understood; all problems are named.
+    """
+    command = ["helm", "template", "read", str(READER), "--values", str(path)]
+    try:
+        # The first line is `---`, the second names the template.
+        data = json.loads(run(command).split("\n", 2)[2])
+    except Failure as error:
+        reason = str(error).rsplit("Error: ", 1)[-1]
+        raise Failure(
+            f"{path} cannot be read: {reason}", "correct the file; `dev-env up --help` shows its form"
+        ) from error
+    text = path.read_text()
+    problems = [f"{path.name}:{line_of(text, where)}: {'.'.join(where)}: {what}" for where, what in _problems(data)]
+    if problems:
+        raise Failure("\n".join(problems), f"correct {path}; `dev-env up --help` shows its form")
+    for chart in (data.get("charts") or {}).values():
+        source = str((chart or {}).get("chart") or "")
+        if source and not chart.get("repo") and "://" not in source:
+            chart["chart"] = str((path.parent / Path(source).expanduser()).resolve())
+    return dict(data)
+
+
+def merged(files: Sequence[Mapping[str, Any]]) -> list[Release]:
+    """Compose files into what they ask for: later ones win, key by key; a chart that is null is left out.
+
+    Raises:
+        Failure: A chart has no source.
+    """
+    charts: dict[str, Any] = {}
+    for file in files:
+        charts = merge(charts, file.get("charts") or {})
+    wanted = {name: chart for name, chart in charts.items() if chart is not None}
+    nameless = [name for name, chart in wanted.items() if not chart.get("chart")]
+    if nameless:
+        raise Failure(f"no file names the `chart` of {', '.join(nameless)}", "add `chart: …` to one of them")
+    return [Release(name=name, **{key: value for key, value in chart.items() if value is not None})
+            for name, chart in wanted.items()]  # fmt: skip
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one mapping over another, at every depth; lists and texts are replaced."""
+    result = dict(first)
+    for key, value in second.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def near_miss(word: str, known: Sequence[str]) -> str:
+    """Return ` (did you mean …?)` when a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def line_of(text: str, path: Sequence[str]) -> int:
+    """Return the line on which the last key of a path stands, as well as it can be told without a YAML parser."""
+    lines, at = text.splitlines(), 0
+    for key in path:
+        pattern = re.compile(rf"""[\s{{,]*["']?{re.escape(key)}["']?\s*:""")
+        at = next((number for number in range(at, len(lines)) if pattern.match(lines[number])), at)
+    return at + 1
+
+
+def _problems(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for key in data.keys() - {"charts", "description"}:
+        yield (key,), f"unknown key{near_miss(key, ['charts', 'description'])}"
+    charts = data.get("charts") or {}
+    if not isinstance(charts, Mapping):
+        yield ("charts",), "a mapping of names to charts is needed"
+        return
+    for name, chart in charts.items():
+        where = ("charts", str(name))
+        if not NAME.fullmatch(str(name)):
+            yield where, "a name has small letters, digits and dashes, at most 53"
+        if chart is not None and not isinstance(chart, Mapping):
+            yield where, "a mapping is needed: chart, namespace, values"
+        elif chart:
+            yield from _chart_problems(where, chart)
+
+
+def _chart_problems(where: tuple[str, ...], chart: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for key, value in chart.items():
+        if key not in KEYS:
+            yield (*where, key), f"unknown key{near_miss(key, KEYS)}"
+        elif key in TEXTS and not isinstance(value, str | None):
+            yield (*where, key), f'text is needed; write it in quotes: "{value}"'
+        elif key == "values" and not isinstance(value, Mapping | None):
+            yield (*where, key), "a mapping is needed"
+        elif key == "digest" and value and not DIGEST.fullmatch(value):
+            yield (*where, key), "a digest is `sha256:` and 64 hexadecimal digits"
+        elif key == "namespace" and value and not NAME.fullmatch(value):
+            yield (*where, key), "a namespace has small letters, digits and dashes"

@@ -1,0 +1,222 @@
+"""What there is and how it is: `status`, `services`, `doctor`, `version`, and waiting for the cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dev_env import KUBECONFIG, RELEASE, Failure
+from dev_env.charts import installed, pod_ready
+from dev_env.names import HTTP_PORT, HTTPS_PORT, TCP_RANGE, given_ports, host_of, http_port, is_wanted, tcp_ports
+from dev_env.tools import ask, items, run
+
+PARTS = {"coredns": "coredns", "traefik": "traefik", "metrics-server": "metrics-server",
+         "local-path-provisioner": "local-storage"}  # fmt: skip
+"""Deployments of k3s itself, and how its setting `disable` calls them."""
+SETTINGS = Path("/etc/rancher/k3s/config.yaml")
+READY = Path("/run/dev-env/ready.json")
+WAIT_SECONDS = 1100.0
+LEAST_FREE_BYTES = 2 << 30
+LEAST_MEMORY_KIB = 1800 << 10
+
+
+def missing() -> list[str]:
+    """Return what the cluster lacks to be ready; empty when it is.
+
+    Raises:
+        Failure: It does not answer.
+    """
+    run(["kubectl", "get", "--raw=/readyz"], seconds=20)
+    nodes = items("nodes")
+    lacks = [f"node {node['metadata']['name']} is not ready" for node in nodes if not pod_ready(node)]
+    deployed = {each["metadata"]["name"]: each for each in items("deployments", namespace="kube-system")}
+    for part in (part for part, name in PARTS.items() if name not in _disabled()):
+        if not deployed.get(part, {}).get("status", {}).get("availableReplicas"):
+            lacks.append(f"{part} is not up")
+    return lacks if nodes else ["no node has joined", *lacks]
+
+
+def _disabled() -> set[str]:
+    """Return the parts that the settings of k3s leave out, by the names they have there."""
+    lines = SETTINGS.read_text().splitlines() if SETTINGS.exists() else []
+    words = {word for line in lines if not line.lstrip().startswith("#") for word in re.findall(r"[a-z-]+", line)}
+    return words & {PARTS[part] for part in PARTS}
+
+
+def wait(report: Callable[[str], None]) -> float:
+    """Wait until the cluster is ready; returns the seconds since the machine was switched on.
+
+    Raises:
+        Failure: It was not ready in time.
+    """
+    end = time.monotonic() + WAIT_SECONDS
+    last = ""
+    while True:
+        try:
+            lacks = missing()
+        except Failure as error:
+            lacks = [str(error).splitlines()[-1]]
+        if not lacks:
+            break
+        if time.monotonic() > end:
+            raise Failure(f"the cluster is not ready: {'; '.join(lacks)}", "`dev-env doctor`, `journalctl -u k3s`")
+        if lacks[0] != last:
+            last = lacks[0]
+            report(f"waiting: {last}")
+        time.sleep(2)
+    seconds = uptime()
+    READY.parent.mkdir(exist_ok=True)
+    READY.write_text(json.dumps({"seconds_since_boot": round(seconds, 1)}) + "\n")
+    return seconds
+
+
+def uptime() -> float:
+    """Return the seconds since the machine was switched on."""
+    return float(Path("/proc/uptime").read_text().split()[0])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines with columns one under the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def services() -> list[list[str]]:
+    """Return name, namespace, address on the host and state of every service, with a heading."""
+    every = items("services")
+    numbers = given_ports(every)
+    slices = items("endpointslices")
+    rows = [["SERVICE", "NAMESPACE", "ADDRESS ON YOUR COMPUTER", "STATE"]]
+    for service in filter(is_wanted, every):
+        meta = service["metadata"]
+        state = _endpoints(meta, slices)
+        if http_port(service):
+            host = host_of(service)
+            rows.append([meta["name"], meta["namespace"], f"http://{host}:{HTTP_PORT}", state])
+            rows.append(["", "", f"https://{host}:{HTTPS_PORT}", ""])
+        for port in tcp_ports(service):
+            number = numbers.get((meta["namespace"], meta["name"], port["port"]))
+            address = f"localhost:{number}" if number else f"none is free in {TCP_RANGE[0]}-{TCP_RANGE[-1]}"
+            rows.append([meta["name"], meta["namespace"], f"{address} (port {port['port']})", state])
+    return rows
+
+
+def _endpoints(meta: dict[str, Any], slices: Sequence[dict[str, Any]]) -> str:
+    mine = [
+        each
+        for each in slices
+        if each["metadata"]["namespace"] == meta["namespace"]
+        and each["metadata"].get("labels", {}).get("kubernetes.io/service-name") == meta["name"]
+    ]
+    ends = [end for each in mine for end in each.get("endpoints") or []]
+    ready = sum(end.get("conditions", {}).get("ready") is not False for end in ends)
+    return f"ready ({ready})" if ready else "no pod is ready"
+
+
+def status() -> list[str]:
+    """Return lines that say how the environment is.
+
+    Raises:
+        Failure: The cluster does not answer.
+    """
+    lacks = missing()
+    lines = [f"not ready yet: {'; '.join(lacks)}" if lacks else "ready"]
+    if READY.exists():
+        lines[0] += f" (after {json.loads(READY.read_text())['seconds_since_boot']:.0f} s)"
+    disk = shutil.disk_usage("/")
+    lines.append(f"disk: {disk.free >> 30} of {disk.total >> 30} GiB free")
+    found = installed()
+    lines.append(
+        "charts: "
+        + (
+            ", ".join(f"{each['name']} ({each['chart']}, {each['status']})" for each in found)
+            or "none; try `dev-env up hello`"
+        )
+    )
+    pods = items("pods")
+    bad = [pod for pod in pods if not pod_ready(pod) and pod.get("status", {}).get("phase") != "Succeeded"]
+    lines.append(f"pods: {len(pods) - len(bad)} of {len(pods)} well")
+    lines += [f"  {pod['metadata']['namespace']}/{pod['metadata']['name']}: {_why(pod)}" for pod in bad]
+    return lines
+
+
+def _why(pod: dict[str, Any]) -> str:
+    """Return why a pod is not ready, in Kubernetes' word for it."""
+    state = pod.get("status", {})
+    for container in [*state.get("initContainerStatuses", []), *state.get("containerStatuses", [])]:
+        waiting = container.get("state", {}).get("waiting")
+        if waiting:
+            return str(waiting.get("reason") or "waiting")
+    return str(state.get("phase", "unknown"))
+
+
+def version() -> dict[str, str]:
+    """Return the image and the versions of what runs in it."""
+    facts = json.loads(RELEASE.read_text()) if RELEASE.exists() else {}
+    client = ask(["kubectl", "version", "--client", "--output=json"])["clientVersion"]["gitVersion"]
+    return {
+        "image": str(facts.get("image", "unknown")),
+        "build": str(facts.get("build", "unknown")),
+        "k3s": run(["k3s", "--version"]).split()[2],
+        "kubectl": str(client),
+        "helm": run(["helm", "version", "--template={{.Version}}"]),
+    }
+
+
+def doctor() -> Iterator[tuple[str, str, str]]:
+    """Yield what is examined, the fault or nothing, and what to do about it."""
+    for name, check, remedy in (
+        ("the service k3s runs", _unit("k3s.service"), "`sudo systemctl restart k3s`, `journalctl -u k3s`"),
+        ("names are kept up to date", _unit("dev-env-names.service"), "`sudo systemctl restart dev-env-names`"),
+        ("you may use the cluster", _kubeconfig, "log in as the user dev"),
+        ("the cluster answers and is ready", _cluster, "wait a minute; then `journalctl -u k3s`"),
+        (
+            "the disk has room",
+            _disk,
+            "remove what is large: `sudo k3s crictl rmi --prune`, `du -xh / | sort -h | tail`",
+        ),
+        ("there is enough memory", _memory, "give the machine 4 GiB or more"),
+    ):
+        try:
+            fault = check()
+        except Failure as error:
+            fault = str(error).splitlines()[-1]
+        yield name, fault, remedy
+
+
+def _unit(unit: str) -> Callable[[], str]:
+    def check() -> str:
+        done = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else f"{unit} is {done.stdout.strip()}"
+
+    return check
+
+
+def _kubeconfig() -> str:
+    try:
+        KUBECONFIG.read_bytes()
+    except OSError as error:
+        return f"{KUBECONFIG}: {error.strerror}"
+    return ""
+
+
+def _cluster() -> str:
+    return "; ".join(missing())
+
+
+def _disk() -> str:
+    free = shutil.disk_usage("/").free
+    return "" if free >= LEAST_FREE_BYTES else f"{free >> 20} MiB are free"
+
+
+def _memory() -> str:
+    total = int(Path("/proc/meminfo").read_text().split()[1])
+    return "" if total >= LEAST_MEMORY_KIB else f"the machine has {total >> 10} MiB"

@@ -1,0 +1,149 @@
+"""The guest's command with the real kubectl and helm, on the stand-in for k3s."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dev_env import Failure, charts, files, names, state
+from dev_env.api import Api
+from dev_env.tools import items, run
+
+from tests.k3s_stand_in import build
+from tests.tools import pinned_tools
+from vmimage import PROJECT
+
+SHARE = PROJECT / "provision/files/60-environment/usr/local/share/dev-env"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a running stand-in: its kubeconfig, data and settings."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    build(folder / "k3s")
+    (folder / "config.yaml").write_text(
+        f"write-kubeconfig: {folder}/k3s.yaml\nwrite-kubeconfig-mode: '0640'\nnode-name: dev-env\n"
+        f"https-listen-port: '{port}'\ndata-dir: {folder}/data\nbind-address: 127.0.0.1\n"
+    )
+    command = ["python3", str(folder / "k3s"), "server", "--config", str(folder / "config.yaml")]
+    with subprocess.Popen(command) as process:
+        end = time.monotonic() + 30
+        while not (folder / "k3s.yaml").exists() and time.monotonic() < end:
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield folder
+        process.terminate()
+
+
+@pytest.fixture(autouse=True)
+def environment(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(pinned_tools(tmp_path)), prepend=os.pathsep)
+    monkeypatch.setenv("KUBECONFIG", str(cluster / "k3s.yaml"))
+    monkeypatch.setattr(files, "READER", SHARE / "reader")
+    monkeypatch.setattr(files, "PROFILES", SHARE / "profiles")
+    monkeypatch.setattr(state, "READY", tmp_path / "run" / "ready.json")
+
+
+def up(*arguments: str) -> None:
+    charts.up(files.merged([files.read(files.find(argument)) for argument in arguments]))
+    names.reconcile(Api())
+
+
+def test_cluster_is_ready_and_its_kubeconfig_is_for_its_group(cluster: Path) -> None:
+    assert (cluster / "k3s.yaml").stat().st_mode & 0o777 == 0o640
+    assert state.wait(print) > 0
+    assert json.loads(state.READY.read_text())["seconds_since_boot"] > 0
+    assert state.status()[0].startswith("ready (after ")
+
+
+def test_profiles_are_installed_replaced_and_removed(tmp_path: Path) -> None:
+    up("hello")
+    assert [release["name"] for release in charts.installed(ours=True)] == ["hello"]
+    rows = state.services()
+    assert ["hello", "default", "http://hello.localhost:8080", "ready (1)"] in rows
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("charts:\n  orders: {values: {replicas: 2}}\n  events: null\n")
+    up("services", str(mine))
+    assert [release["name"] for release in charts.installed(ours=True)] == ["orders"]
+    (deployment,) = items("deployments", namespace="backend")
+    assert deployment["spec"]["replicas"] == 2
+    assert charts.down([]) == ["orders"]
+    assert charts.installed() == []
+
+
+def test_what_others_installed_stays(tmp_path: Path) -> None:
+    run(["helm", "install", "theirs", str(SHARE / "charts/hello"), "--wait"])
+    up("hello")
+    charts.down([])
+    assert [release["name"] for release in charts.installed()] == ["theirs"]
+    text, notes = charts.exported(None)
+    assert "theirs" in text
+    assert "not known" in notes[0]
+    assert charts.down(["theirs"]) == ["theirs"]
+    with pytest.raises(Failure, match="not installed: theirs"):
+        charts.down(["theirs"])
+
+
+def test_exported_file_brings_all_back_elsewhere(tmp_path: Path) -> None:
+    chart = tmp_path / "mine"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("apiVersion: v2\nname: mine\nversion: 0.1.0\n")
+    template = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: mine}\ndata: {word: {{ .Values.word | quote }}}\n"
+    (chart / "templates/map.yaml").write_text(template)
+    values = tmp_path / "values.yaml"
+    values.write_text("charts:\n  mine:\n    chart: ./mine\n    values: {word: first}\n")
+    up(str(values))
+    run(["helm", "upgrade", "mine", str(chart), "--set", "word=second", f"--labels={charts.LABEL}=up"])
+    packed = tmp_path / "export.charts"
+    packed.mkdir()
+    text, notes = charts.exported(packed)
+    assert notes == []
+    (tmp_path / "export.yaml").write_text(text)
+    (release,) = files.merged([files.read(tmp_path / "export.yaml")])
+    assert release.chart == str(packed / "mine-0.1.0.tgz")
+    assert release.values == {"word": "second"}
+    charts.down([])
+    up(str(tmp_path / "export.yaml"))
+    (found,) = [each for each in items("configmaps", namespace="default") if each["metadata"]["name"] == "mine"]
+    assert found["data"] == {"word": "second"}
+    (packed / "mine-0.1.0.tgz").write_bytes(b"another")
+    with pytest.raises(Failure, match="the chart is another than the file says"):
+        up(str(tmp_path / "export.yaml"))
+    charts.down([])
+
+
+def test_names_and_ports_come_and_go_with_their_services() -> None:
+    spec = {"selector": {"a": "b"}, "ports": [{"name": "http", "port": 80}, {"name": "db", "port": 5432}]}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "shop"}, "spec": spec}
+    run(["kubectl", "create", "-f", "-"], stdin=json.dumps(service))
+    assert names.reconcile(Api()) == ["Ingress default/shop-dev-env", "Service default/shop-dev-env"]
+    assert names.reconcile(Api()) == [], "nothing is left to do"
+    service["spec"] = {**spec, "ports": spec["ports"][:1]}  # type: ignore[index]
+    run(["kubectl", "replace", "-f", "-"], stdin=json.dumps(service))
+    assert names.reconcile(Api()) == ["removed Service default/shop-dev-env"]
+    run(["kubectl", "delete", "service", "shop"])
+    assert [each for each in items("ingresses") if each["metadata"]["name"] == "shop-dev-env"] == []
+
+
+def test_chart_that_cannot_be_had_stops_before_anything_is_changed(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(f"charts:\n  a: {{chart: {SHARE}/charts/hello}}\n  b: {{chart: ./none}}\n")
+    with pytest.raises(Failure, match="b: there is no chart"):
+        up(str(values))
+    assert charts.installed() == []
+
+
+def test_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(Failure) as refused:
+        state.missing()
+    assert "dev-env status" in refused.value.hint

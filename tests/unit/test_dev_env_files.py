@@ -1,0 +1,133 @@
+"""Values files of the guest's command; read by the real helm where it can be had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from dev_env import Failure, files
+from dev_env.files import Release, find, line_of, merge, merged
+from dev_env.yaml_text import yaml_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tools import pinned_tools
+from vmimage import PROJECT
+
+SHARE = PROJECT / "provision/files/60-environment/usr/local/share/dev-env"
+
+
+@pytest.fixture
+def helm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The pinned helm on PATH, and the reader and profiles of the sources."""
+    monkeypatch.setenv("PATH", str(pinned_tools(tmp_path)), prepend=":")
+    monkeypatch.setattr(files, "READER", SHARE / "reader")
+    monkeypatch.setattr(files, "PROFILES", SHARE / "profiles")
+
+
+@pytest.mark.usefixtures("helm")
+def test_file_is_read_as_helm_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "description: mine\ncharts:\n  shop:\n    chart: ./charts/shop\n    version: '1.10'\n"
+        "    values: {replicas: 2, nothing: null, list: [1, a]}\n  far: {chart: web, repo: 'https://x.invalid'}\n"
+        "  oci: {chart: 'oci://x.invalid/web'}\n  gone: null\n"
+    )
+    far, oci, shop = merged([files.read(path)])
+    assert shop == Release(
+        name="shop",
+        chart=str(tmp_path / "charts/shop"),
+        version="1.10",
+        values={"replicas": 2, "nothing": None, "list": [1, "a"]},
+    )
+    assert (far.chart, far.is_local, oci.chart, oci.is_local) == ("web", False, "oci://x.invalid/web", False)
+
+
+@pytest.mark.usefixtures("helm")
+def test_every_profile_is_good_and_says_what_it_is_for() -> None:
+    names = sorted(path.stem for path in (SHARE / "profiles").glob("*.yaml"))
+    assert names == ["frontend", "full-stack", "hello", "services"]
+    for name in names:
+        path = find(name)
+        assert path.read_text().startswith("# ")
+        for release in merged([files.read(path)]):
+            assert (Path(release.chart) / "Chart.yaml").is_file()
+
+
+@pytest.mark.usefixtures("helm")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("chart: {}\n", "mine.yaml:1: chart: unknown key (did you mean 'charts'?)"),
+        ("charts: [a]\n", "mine.yaml:1: charts: a mapping of names to charts is needed"),
+        ("charts:\n  A_b: {chart: x}\n", "mine.yaml:2: charts.A_b: a name has small letters"),
+        ("charts:\n  a: x\n", "mine.yaml:2: charts.a: a mapping is needed"),
+        ("charts:\n  a:\n    chrt: x\n", "mine.yaml:3: charts.a.chrt: unknown key (did you mean 'chart'?)"),
+        (
+            "charts:\n  a:\n    version: 1.10\n",
+            'mine.yaml:3: charts.a.version: text is needed; write it in quotes: "1.1"',
+        ),
+        ("charts:\n  a:\n    values: [1]\n", "mine.yaml:3: charts.a.values: a mapping is needed"),
+        ("charts:\n  a:\n    digest: abc\n", "mine.yaml:3: charts.a.digest: a digest is `sha256:`"),
+        ("charts:\n  a:\n    namespace: A\n", "mine.yaml:3: charts.a.namespace: a namespace has"),
+        ("charts: {\n", "cannot be read:"),
+        ("- a\n", "cannot be read:"),
+    ],
+)
+def test_wrong_file_is_refused_with_line_and_key(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(Failure) as refused:
+        files.read(path)
+    assert said in str(refused.value)
+    assert refused.value.hint
+
+
+def test_unknown_profile_is_named_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PROFILES", SHARE / "profiles")
+    with pytest.raises(Failure, match=r"no profile of that name \(did you mean 'frontend'\?\)") as refused:
+        find("fronted")
+    assert "services" in refused.value.hint
+
+
+def test_later_files_win_key_by_key() -> None:
+    first = {"charts": {"a": {"chart": "/a", "values": {"x": 1, "y": {"z": [1, 2]}}}, "b": {"chart": "/b"}}}
+    second = {"charts": {"a": {"values": {"y": {"z": [3]}, "new": True}}, "b": None, "c": {"chart": "/c"}}}
+    assert merged([first, second]) == [
+        Release(name="a", chart="/a", values={"x": 1, "y": {"z": [3]}, "new": True}),
+        Release(name="c", chart="/c"),
+    ]
+
+
+def test_chart_without_a_source_is_refused() -> None:
+    with pytest.raises(Failure, match="no file names the `chart` of a"):
+        merged([{"charts": {"a": {"values": {}}}}])
+
+
+def test_line_of_a_nested_key() -> None:
+    text = "# chart: no\ncharts:\n  other:\n    chart: 1\n  'a':\n    chart: 2\n"
+    assert line_of(text, ["charts", "a", "chart"]) == 6
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(value=st.dictionaries(st.text(), json_values, max_size=4))
+def test_written_yaml_is_read_back(value: dict[str, object]) -> None:
+    text = yaml_text(value)
+    assert yaml.safe_load(text) == json.loads(json.dumps(value))
+
+
+@given(
+    first=st.dictionaries(st.text(max_size=2), json_values), second=st.dictionaries(st.text(max_size=2), json_values)
+)
+def test_merging_keeps_all_keys_and_the_later_values(first: dict[str, object], second: dict[str, object]) -> None:
+    both = merge(first, second)
+    assert both.keys() == first.keys() | second.keys()
+    assert merge(both, second) == both

@@ -1,0 +1,52 @@
+"""`invoke bundle`: newer k3s, kubectl and helm in one file, for `dev-env update` in machines that run.
+
+Its form is described in the guest's dev_env/update.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmimage.errors import InputError
+from vmimage.formats.archive import BLOCK, append, finish, member
+from vmimage.plan import Plan
+from vmimage.store import sha256_file
+
+INDEX = "update.json"
+UPDATED = ("k3s", "k3s-airgap-images", "kubectl", "helm")
+"""Pins that the guest knows to replace."""
+
+
+def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path) -> str:
+    """Write a bundle of an image's pins; returns its SHA-256.
+
+    Args:
+        files: Pin name -> verified file.
+
+    Raises:
+        InputError: The image has nothing that could be updated, or the file exists.
+    """
+    pins = [pin for pin in plan.files if pin.name in UPDATED]
+    if not pins:
+        raise InputError(f"{plan.name} has none of {', '.join(UPDATED)}", hint="choose another image")
+    if to.exists():
+        raise InputError(f"{to} exists", hint="remove it, or give another name with --output")
+    index = {"image": plan.name, "files": {pin.name: {"version": pin.version, "sha256": pin.sha256} for pin in pins}}
+    work = to.with_name(f".{to.name}.new")
+    try:
+        with work.open("wb") as archive:
+            append(archive, INDEX, (json.dumps(index, indent=2) + "\n").encode())
+            for pin in pins:
+                size = files[pin.name].stat().st_size
+                archive.write(member(pin.name, size))
+                with files[pin.name].open("rb") as source:
+                    shutil.copyfileobj(source, archive, 1 << 20)
+                archive.write(bytes(-size % BLOCK))
+            finish(archive)
+        work.replace(to)
+    finally:
+        work.unlink(missing_ok=True)
+    return sha256_file(to)

@@ -1,0 +1,178 @@
+"""`invoke kubeconfig`: a context for a running machine in the user's kubeconfig, which otherwise stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import paramiko
+import yaml
+
+from vmimage.errors import HostError, InputError
+
+SOURCE = "/etc/rancher/k3s/k3s.yaml"
+SECTIONS = {"clusters": "cluster", "users": "user", "contexts": "context"}
+KEPT_BACKUPS = 5
+SECONDS = 30.0
+
+Config = dict[str, Any]
+
+
+def fetch(client: paramiko.SSHClient) -> str:
+    """Return the kubeconfig of the machine's own cluster.
+
+    Raises:
+        InputError: The image has no Kubernetes.
+        HostError: The cluster has not started yet.
+    """
+    command = f"if [ -e /usr/local/bin/k3s ]; then cat {SOURCE}; else exit 3; fi"
+    _, stdout, stderr = client.exec_command(command, timeout=SECONDS)
+    text = stdout.read().decode()
+    status = stdout.channel.recv_exit_status()
+    if status == 3:  # noqa: PLR2004 - of the command above
+        raise InputError("this machine has no Kubernetes", hint="start an image with k3s, such as dev-env")
+    if status:
+        raise HostError(f"the cluster is not ready yet: {stderr.read().decode().strip()}", hint="try again in a minute")
+    return text
+
+
+def renamed(text: str, name: str, server: str) -> Config:
+    """Return the machine's kubeconfig with one name for its cluster, user and context, as reached from here.
+
+    Raises:
+        HostError: It is not what k3s writes.
+    """
+    try:
+        source = yaml.safe_load(text)
+        cluster, user = dict(source["clusters"][0]["cluster"]), dict(source["users"][0]["user"])
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise HostError(
+            f"{SOURCE} of the machine is not a kubeconfig: {error}", hint="`dev-env doctor` there"
+        ) from error
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": name, "cluster": cluster | {"server": server}}],
+        "users": [{"name": name, "user": user}],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+        "current-context": name,
+    }
+
+
+def merged(present: Config, ours: Config, *, force: bool = False, use: bool = False) -> Config:
+    """Return a kubeconfig with our entries in it; pure.
+
+    Args:
+        force: Replace an entry of our name that leads to another server.
+        use: Make ours the current context; it is also when there was none.
+
+    Raises:
+        InputError: There is such an entry, and it may not be replaced.
+    """
+    name, server = ours["current-context"], ours["clusters"][0]["cluster"]["server"]
+    for entry in present.get("clusters") or []:
+        other = (entry.get("cluster") or {}).get("server")
+        if entry["name"] == name and other != server and not force:
+            raise InputError(
+                f"the kubeconfig has a cluster {name} already, at {other}",
+                hint="give ours another name with --context, or replace that one with --force",
+            )
+    result = dict(present) or {"apiVersion": "v1", "kind": "Config"}
+    for section in SECTIONS:
+        entries = list(result.get(section) or [])
+        (new,) = ours[section]
+        there = any(entry["name"] == name for entry in entries)
+        result[section] = [new if entry["name"] == name else entry for entry in entries] + ([] if there else [new])
+    if use or not result.get("current-context"):
+        result["current-context"] = name
+    return result
+
+
+def removed(present: Config, name: str) -> Config:
+    """Return a kubeconfig without the entries of a name; pure."""
+    result = {
+        key: [entry for entry in value or [] if entry["name"] != name] if key in SECTIONS else value
+        for key, value in present.items()
+    }
+    if result.get("current-context") == name:
+        result["current-context"] = ""
+    return result
+
+
+def read(path: Path) -> Config:
+    """Read a kubeconfig; an absent or empty one is empty.
+
+    Raises:
+        InputError: It is not a kubeconfig; the line is named where there is one.
+    """
+    try:
+        data = yaml.safe_load(path.read_text()) if path.exists() else None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}", hint="correct it; nothing was changed") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}", hint="nothing was changed") from error
+    if data is None:
+        return {}
+    for section, inner in SECTIONS.items():
+        entries = data.get(section) if isinstance(data, dict) else [None]
+        if not all(isinstance(entry, dict) and "name" in entry for entry in entries or []):
+            raise InputError(f"{path}: {section} is not a list of name and {inner}", hint="nothing was changed")
+    return dict(data)
+
+
+def chosen_file(given: str | None, environment: Mapping[str, str], home: Path) -> Path:
+    """Return the file that kubectl would write to."""
+    named = [part for part in environment.get("KUBECONFIG", "").split(os.pathsep) if part]
+    path = Path(given or (named[0] if named else home / ".kube" / "config")).expanduser()
+    return path.resolve()
+
+
+def text_of(config: Config) -> str:
+    """Return a kubeconfig as YAML."""
+    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def write(path: Path, config: Config) -> Path | None:
+    """Replace a kubeconfig, whole and readable by its user only; returns the backup of the old one, if there was one.
+
+    Comments are not kept; the backup has them.
+    """
+    backup = None
+    if path.exists():
+        backup = path.with_name(f"{path.name}.vmimage-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+        shutil.copy2(path, backup)
+        for old in sorted(path.parent.glob(f"{path.name}.vmimage-*"))[:-KEPT_BACKUPS]:
+            old.unlink()
+    beside = path.with_name(f".{path.name}.vmimage-new")
+    beside.unlink(missing_ok=True)
+    beside.touch(mode=0o600)
+    beside.write_text(text_of(config))
+    if path.exists():
+        beside.chmod(path.stat().st_mode & 0o777)
+    beside.replace(path)
+    return backup
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that kubectl takes, too.
+
+    Raises:
+        HostError: Somebody else holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        lock.touch(mode=0o600, exist_ok=False)
+    except FileExistsError as error:
+        hint = "wait for the kubectl that holds it; remove it if there is none"
+        raise HostError(f"{lock} is held by another program", hint=hint) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
