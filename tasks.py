@@ -28,6 +28,7 @@ from vmimage.profiles import HYPERVISORS
 from vmimage.runner import find_public_keys, machine_like, run_release
 from vmimage.seed import make_seed
 from vmimage.settings import options
+from vmimage.share import find_private_key, make_share, run_share
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
 from vmimage.stages.fetch import fetch as fetch_files
@@ -42,6 +43,7 @@ MIRROR = "directory or URL with pinned files, tried first; may be given again"
 DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line"
 ACCELERATOR = "kvm or tcg; found by running guest code when not given"
 JSON = "JSON lines on standard output, for machines"
+MACHINE = "where the machine answers ssh"
 PRIVATE_KEY = "your private key, if it is not one that ssh would find"
 IMAGE = "an image of images.yaml; the default one when not given"
 PORT = "port on localhost"
@@ -249,6 +251,41 @@ def run(
         )
 
 
+@task(
+    positional=["host_dir", "guest_dir"],
+    optional=["guest_dir"],
+    help={
+        "host-dir": "a directory of this host",
+        "guest-dir": "where it appears in the machine; /home/dev/NAME when not given",
+        "read-only": "refuse every change",
+        "follow-links": "serve also what links out of the directory lead to now",
+        "notify": "touch changed files in the machine, for programs there that wait for file events",
+        "ssh-key": PRIVATE_KEY,
+        "ssh-port": PORT,
+        "host": MACHINE,
+    },
+)
+def share(
+    _: Context,
+    host_dir: str,
+    guest_dir: str | None = None,
+    read_only: bool = False,
+    follow_links: bool = False,
+    notify: bool = False,
+    ssh_key: str | None = None,
+    ssh_port: int = 2222,
+    host: str = "127.0.0.1",
+) -> None:
+    """Mount a directory of this host in a running machine until Ctrl-C."""
+    with session(options()) as (console, store):
+        run_share(
+            make_share(host_dir, guest_dir, read_only=read_only, follow_links=follow_links, notify=notify),
+            Address(host=host, port=ssh_port, key=find_private_key(ssh_key)),
+            store.root / "known_hosts",
+            console,
+        )
+
+
 @task(help={"releases": "remove dist/ too"})
 def clean(_: Context, releases: bool = False) -> None:
     """Remove the cache; releases only with --releases."""
@@ -303,7 +340,7 @@ def seed(
         "remove": "take it out again",
         "show": "write the machine's kubeconfig to standard output, and change nothing",
         "force": "replace an entry of that name which leads elsewhere",
-        "host": "where the machine is",
+        "host": MACHINE,
         "ssh-port": PORT,
         "kubernetes-port": PORT,
         "ssh-key": PRIVATE_KEY,
@@ -326,7 +363,7 @@ def kubeconfig(
     with session(options()) as (console, store):
         ours: merging.Config = {}
         if not remove:
-            address = Address(host=host, port=ssh_port, key=Path(ssh_key).expanduser() if ssh_key else None)
+            address = Address(host=host, port=ssh_port, key=find_private_key(ssh_key))
             with log_in(address, store.root / "known_hosts") as client:
                 ours = merging.renamed(merging.fetch(client), context, f"https://{host}:{kubernetes_port}")
         if show:

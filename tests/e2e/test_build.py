@@ -197,10 +197,40 @@ def test_run_lets_the_users_key_in_and_ends_on_sigterm(release: Path, sandbox: S
                 time.sleep(1)
         else:
             pytest.fail("the machine did not answer ssh")
+        use_shared_directory(sandbox, tmp_path, ports["ssh"], key.private)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert sandbox.nothing_runs(), sandbox.processes()
     assert not list((sandbox.cache / "work").iterdir())
+
+
+def use_shared_directory(sandbox: Sandbox, folder: Path, port: int, key: Path) -> None:
+    """Share a directory with a running machine: files come and go both ways, links lead nowhere, Ctrl-C unmounts."""
+    ours = folder / "my files"
+    ours.mkdir()
+    (ours / "from host").write_text("hello\n")
+    (folder / "secret").write_text("secret\n")
+    (ours / "out").symlink_to(folder / "secret")
+    process = sandbox.start("share", str(ours), "--ssh-port", str(port), "--ssh-key", str(key))
+    assert process.stdout
+    assert process.stderr
+    with process.stdout, process.stderr, connect(port, "dev", key) as client:
+
+        def guest(command: str) -> str:
+            _, stdout, stderr = client.exec_command(command, timeout=60)
+            return str((stdout.read() + stderr.read()).decode())
+
+        assert "is /home/dev/my files in" in process.stdout.readline()
+        assert guest("cat 'my files/from host'; stat -c %U 'my files/from host'; sudo ls 'my files'") == (
+            "hello\ndev\nfrom host\nout\n"
+        )
+        assert "No such file" in guest("cat 'my files/out'")
+        assert guest("cd 'my files'; echo new > new; mv new 'from host'; mkdir -p a/b; df . | tail -1 | wc -l") == "1\n"
+        assert (ours / "from host").read_text() == "new\n"
+        assert (ours / "a/b").is_dir()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert guest("findmnt -t fuse.sshfs; pgrep sshfs; ls -A 'my files'") == ""
 
 
 def test_ctrl_c_stops_a_bake_at_once(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.sandbox import Sandbox
 from vmimage import PROJECT
 
 TASKS = ["bench", "build-image", "bundle", "clean", "doctor", "fetch", "kubeconfig", "lint", "list", "lock", "plan"]
-TASKS += ["run", "schema", "seed", "test", "verify"]
+TASKS += ["run", "schema", "seed", "share", "test", "verify"]
 
 
 @pytest.fixture
@@ -70,6 +70,8 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["run", "toolbox"], 2, "holds no release latest of toolbox"),
         (["fetch", "toolbox", "--mirror", "x", "y"], 1, "No idea what 'y' is!"),
         (["kubeconfig", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
+        (["share", "/none"], 2, "there is no directory /none"),
+        (["share", "tests", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
         (["seed", "--ssh-key", "/none.pub"], 2, "there is no public ssh key at /none.pub"),
         (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
         (["verify"], 1, "did not receive required positional arguments: 'file'"),

@@ -1,0 +1,257 @@
+"""A directory of the host that somebody else may use, and never anything outside of it.
+
+A path is walked component by component from an open directory, each opened without following links, so neither `..`
+nor a link leads out, and a link that is put in the way between two steps is an error. The client resolves links itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+# Enough to walk through a directory that may be entered but not listed; not every system has it.
+WALK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Without setuid and setgid, which would speak for a user of this host.
+MODE = 0o1777
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def failed(number: int) -> OSError:
+    """Return the exception that Python raises for an error number."""
+    return OSError(number, os.strerror(number))
+
+
+def outward_links(root: Path) -> dict[bytes, bytes]:
+    """Return the links in a directory that lead out of it: path in the directory -> where it leads, free of links.
+
+    Links to what is not there are left out.
+    """
+    top = os.fsencode(root.resolve())
+    found = {}
+    for folder, folders, files in os.walk(top):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)  # noqa: PTH118 - names are bytes
+            if os.path.islink(path) and os.path.exists(path):  # noqa: PTH110, PTH114
+                target = os.path.realpath(path)
+                if target != top and not target.startswith(top.rstrip(b"/") + b"/"):
+                    found[os.path.relpath(path, top)] = target
+    return found
+
+
+def components(path: bytes) -> list[bytes]:
+    """Split a path of the client; the directory itself has no components.
+
+    Raises:
+        OSError: It has a component that no file can have, or one that leads up.
+    """
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise failed(errno.EACCES)
+    if b"\0" in path:
+        raise failed(errno.EINVAL)
+    return parts
+
+
+class Folder:
+    """File operations inside one directory; paths are bytes, and relative to it even with a slash in front.
+
+    Args:
+        read_only: Refuse all that would change something.
+        doors: Links (path in the directory -> path without links) that are served as what they lead to. They are fixed
+            in advance, since links that the other side makes later must not open more of this host.
+    """
+
+    def __init__(self, root: Path, *, read_only: bool = False, doors: Mapping[bytes, bytes] | None = None) -> None:
+        self.read_only = read_only
+        self._doors = dict(doors or {})
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._top = os.open("/", WALK)
+
+    def close(self) -> None:
+        """Let the directory go."""
+        os.close(self._root)
+        os.close(self._top)
+
+    def open(self, path: bytes, flags: int, mode: int = 0o666) -> int:
+        """Open a regular file; returns a descriptor."""
+        if flags & WRITING:
+            self.require_writable()
+        with self._place(path, enter=True) as (folder, name):
+            # Before it is opened, since opening a device may already do something to it.
+            with contextlib.suppress(FileNotFoundError):
+                _require_regular(os.lstat(name, dir_fd=folder))
+            flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            descriptor = os.open(name, flags, mode & 0o777, dir_fd=folder)
+        try:
+            _require_regular(os.fstat(descriptor))
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def lstat(self, path: bytes) -> os.stat_result:
+        """Examine a file; a link is not followed."""
+        with self._place(path, enter=True) as (folder, name):
+            return os.lstat(name, dir_fd=folder)
+
+    def entries(self, path: bytes) -> list[tuple[bytes, os.stat_result]]:
+        """List a directory."""
+        parts = components(path)
+        found = []
+        with self._directory(parts, os.O_RDONLY) as folder, os.scandir(folder) as entries:
+            for entry in entries:
+                name = os.fsencode(entry.name)
+                inner = b"/".join([*parts, name])
+                with contextlib.suppress(FileNotFoundError):
+                    found.append(
+                        (name, self.lstat(inner) if inner in self._doors else entry.stat(follow_symlinks=False))
+                    )
+        return found
+
+    def readlink(self, path: bytes) -> bytes:
+        """Return where a link leads, as it is written in it."""
+        with self._place(path, enter=True) as (folder, name):
+            return os.readlink(name, dir_fd=folder)
+
+    def statvfs(self, path: bytes) -> os.statvfs_result:
+        """Examine the file system."""
+        with self._place(path, enter=True) as (folder, _):
+            return os.statvfs(folder)
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        """Make a directory."""
+        self.require_writable()
+        with self._place(path) as (folder, name):
+            os.mkdir(name, mode & 0o777, dir_fd=folder)
+
+    def rmdir(self, path: bytes) -> None:
+        """Remove an empty directory."""
+        self.require_writable()
+        with self._place(path) as (folder, name):
+            os.rmdir(name, dir_fd=folder)
+
+    def remove(self, path: bytes) -> None:
+        """Remove a file or a link."""
+        self.require_writable()
+        with self._place(path) as (folder, name):
+            os.unlink(name, dir_fd=folder)
+
+    def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
+        """Rename, atomically; over a file that is there only with `replace`."""
+        self.require_writable()
+        with self._place(old) as (from_folder, from_name), self._place(new) as (to_folder, to_name):
+            if not replace:
+                with contextlib.suppress(FileNotFoundError):
+                    os.lstat(to_name, dir_fd=to_folder)
+                    raise failed(errno.EEXIST)
+            os.rename(from_name, to_name, src_dir_fd=from_folder, dst_dir_fd=to_folder)
+
+    def link(self, old: bytes, new: bytes) -> None:
+        """Make a hard link."""
+        self.require_writable()
+        with self._place(old) as (from_folder, from_name), self._place(new) as (to_folder, to_name):
+            os.link(from_name, to_name, src_dir_fd=from_folder, dst_dir_fd=to_folder, follow_symlinks=False)
+
+    def symlink(self, target: bytes, path: bytes) -> None:
+        """Make a link, which may say anything: it is never followed here."""
+        self.require_writable()
+        with self._place(path) as (folder, name):
+            os.symlink(target, name, dir_fd=folder)
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        """Set the permissions."""
+        self.require_writable()
+        with self._place(path, enter=True) as (folder, name):
+            if os.chmod in os.supports_follow_symlinks:
+                os.chmod(name, mode & MODE, dir_fd=folder, follow_symlinks=False)
+                return
+            # Linux could not change a mode without following links for long: go by a descriptor of the file itself.
+            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                if stat.S_ISLNK(os.fstat(descriptor).st_mode):
+                    raise failed(errno.EOPNOTSUPP)
+                os.chmod(f"/proc/self/fd/{descriptor}", mode & MODE)  # noqa: PTH101
+            finally:
+                os.close(descriptor)
+
+    def utime(self, path: bytes, times: tuple[int, int]) -> None:
+        """Set the times of access and change, in seconds."""
+        self.require_writable()
+        with self._place(path, enter=True) as (folder, name):
+            os.utime(name, times, dir_fd=folder, follow_symlinks=False)
+
+    def require_writable(self) -> None:
+        """Refuse, when nothing may be changed."""
+        if self.read_only:
+            raise failed(errno.EROFS)
+
+    @contextlib.contextmanager
+    def _place(self, path: bytes, *, enter: bool = False) -> Iterator[tuple[int, bytes]]:
+        """Open the directory that holds a path; yields it, and the name in it.
+
+        Args:
+            enter: A door stands for what is behind it, not for the link.
+        """
+        parts = components(path)
+        if enter and (behind := self._behind(parts)):
+            with self._walk(self._top, components(behind)[:-1], WALK) as folder:
+                yield folder, os.path.basename(behind)  # noqa: PTH119 - bytes
+        elif parts:
+            with self._directory(parts[:-1], WALK) as folder:
+                yield folder, parts[-1]
+        else:
+            yield self._root, b"."
+
+    @contextlib.contextmanager
+    def _directory(self, parts: list[bytes], flags: int) -> Iterator[int]:
+        """Open a directory, through the last door on the way to it."""
+        for length in range(len(parts) if self._doors else 0, 0, -1):
+            if behind := self._behind(parts[:length]):
+                with self._walk(self._top, [*components(behind), *parts[length:]], flags) as folder:
+                    yield folder
+                return
+        with self._walk(self._root, parts, flags) as folder:
+            yield folder
+
+    def _behind(self, parts: list[bytes]) -> bytes | None:
+        """Return where a door leads; it is one as long as a link is there and what it led to exists."""
+        behind = self._doors.get(b"/".join(parts))
+        if behind is None:
+            return None
+        try:
+            with (
+                self._walk(self._root, parts[:-1], WALK) as folder,
+                self._walk(self._top, components(behind)[:-1], WALK) as target,
+            ):
+                there = os.lstat(os.path.basename(behind), dir_fd=target)  # noqa: PTH119 - bytes
+                is_link = stat.S_ISLNK(os.lstat(parts[-1], dir_fd=folder).st_mode)
+        except OSError:
+            return None
+        return behind if is_link and not stat.S_ISLNK(there.st_mode) else None
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _walk(start: int, parts: list[bytes], flags: int) -> Iterator[int]:
+        current = os.open(b".", WALK if parts else flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=start)
+        try:
+            for number, part in enumerate(parts, 1):
+                following = WALK if number < len(parts) else flags | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                current, left = os.open(part, following, dir_fd=current), current
+                os.close(left)
+            yield current
+        finally:
+            os.close(current)
+
+
+def _require_regular(found: os.stat_result) -> None:
+    """Refuse what is no plain file: a pipe would block the service, a device does things."""
+    if stat.S_ISLNK(found.st_mode):
+        raise failed(errno.ELOOP)
+    if stat.S_ISDIR(found.st_mode):
+        raise failed(errno.EISDIR)
+    if not stat.S_ISREG(found.st_mode):
+        raise failed(errno.EACCES)

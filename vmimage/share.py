@@ -1,0 +1,240 @@
+"""`invoke share`: a directory of this host, mounted in a running machine by sshfs over one ssh session.
+
+sshfs runs in the guest and speaks SFTP with its standard input and output; we answer it from here (vmimage.sftp), so
+this host needs no ssh server and the guest holds no key of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import paramiko
+
+from vmimage.confined import Folder, outward_links
+from vmimage.console import Console
+from vmimage.errors import HostError, InputError
+from vmimage.guest import Address, log_in
+from vmimage.notify import Notifier, touch_command
+from vmimage.run import tail
+from vmimage.sftp import Service
+from vmimage.sshfs import (
+    COMMAND_SECONDS,
+    HAS_CONTENT,
+    MOUNTED,
+    NOT_OURS,
+    PREPARE,
+    UNMOUNT,
+    WAIT_UNTIL_MOUNTED,
+    Session,
+    Share,
+)
+
+KEEPALIVE_SECONDS = 5.0
+DEAD_SECONDS = 15.0
+RETRY_SECONDS = 2.0
+# After a reboot sshd may answer before it lets anybody in.
+REFUSED_SECONDS = 60.0
+
+
+def make_share(source: str, target: str | None, *, read_only: bool, follow_links: bool, notify: bool) -> Share:
+    """Check what the user asks for.
+
+    Raises:
+        InputError: It cannot be shared.
+    """
+    folder = Path(source).expanduser().resolve()
+    if not folder.is_dir():
+        raise InputError(f"there is no directory {source}", hint="name a directory of this host")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"{source} cannot be read", hint="share a directory that you may read")
+    if notify and read_only:
+        raise InputError(
+            "--notify and --read-only do not go together",
+            hint="a file can be touched in the guest only where it may be written",
+        )
+    if not target and not folder.name:
+        raise InputError(f"{source} has no name that the guest could use", hint="name the directory in the guest too")
+    where = posixpath.normpath(target or f"/home/dev/{folder.name}")
+    if not where.startswith("/") or where.strip("/") == "" or not where.isprintable():
+        raise InputError(f"{target}: no directory of the guest", hint="an absolute path, such as /home/dev/project")
+    return Share(source=folder, target=where, read_only=read_only, follow_links=follow_links, notify=notify)
+
+
+def find_private_key(given: str | None) -> Path | None:
+    """Return the key file that the user named, if any.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    if not given:
+        return None
+    path = Path(given).expanduser()
+    if not path.is_file() or path.suffix == ".pub":
+        raise InputError(f"--ssh-key {given}: no private key", hint="name the file without .pub")
+    return path
+
+
+def run_share(share: Share, address: Address, known_hosts: Path, console: Console) -> None:
+    """Mount, mount again after every reboot and sleep, and unmount when interrupted.
+
+    Raises:
+        VmimageError: The machine could not be reached, or refused, at the start; or lets us in no more.
+    """
+    doors = outward_links(share.source) if share.follow_links else {}
+    for link, leads_to in doors.items():
+        console.say(f"also served, by the link {os.fsdecode(link)}: {os.fsdecode(leads_to)}")
+    with contextlib.closing(Folder(share.source, read_only=share.read_only, doors=doors)) as folder:
+        carry = partial(_carry, share, address, known_hosts, folder, console)
+        carry(again=False)
+        while True:
+            console.event("lost", address=str(address))
+            console.say(f"{address} does not answer any more; waiting for it")
+            _carry_again(carry)
+
+
+def _carry_again(carry: Callable[..., None]) -> None:
+    """Try to mount again until it works; returns when that session is lost too."""
+    refused_since: float | None = None
+    while True:
+        time.sleep(RETRY_SECONDS)
+        try:
+            carry(again=True)
+        except InputError:
+            refused_since = refused_since or time.monotonic()
+            if time.monotonic() - refused_since > REFUSED_SECONDS:
+                raise
+        except HostError:
+            refused_since = None
+        else:
+            return
+
+
+def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, console: Console, *, again: bool) -> None:
+    """Log in and mount; returns when the session is lost.
+
+    Args:
+        again: It was mounted before, so what lies in the guest's directory now does not matter.
+
+    Raises:
+        VmimageError: It could not be mounted.
+    """
+    try:
+        with log_in(address, known_hosts) as client:
+            transport = client.get_transport()
+            if transport is None:
+                raise EOFError("the session has ended")
+            # Answers are small, and each is waited for.
+            if isinstance(transport.sock, socket.socket):
+                transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            session = Session(share=share, transport=transport)
+            notifier = Notifier(share.source)
+            with _mounted(session, folder, console, notifier.by_guest, again=again) as lost:
+                _announce(share, address, console, again=again)
+                with contextlib.ExitStack() as stack:
+                    if share.notify:
+                        stack.enter_context(notifier.touching(session.start(touch_command(share.target))))
+                    _wait_until_lost(transport, lost)
+    except (OSError, EOFError, paramiko.SSHException) as error:
+        raise HostError(
+            f"the session with {address} ended: {error}", hint="see whether the machine runs, then try again"
+        ) from error
+
+
+def _announce(share: Share, address: Address, console: Console, *, again: bool) -> None:
+    console.event("mounted", source=str(share.source), target=share.target, address=str(address), again=again)
+    if again:
+        console.say(f"mounted again: {share.target}")
+        return
+    console.say(f"{share.source} is {share.target} in {address}{' (read-only)' if share.read_only else ''}")
+    if share.notify:
+        console.say("  files changed here are touched there, for programs that wait for file events (inotify)")
+    else:
+        console.say("  programs there that wait for file events (inotify) see no change made here (--notify helps)")
+    console.say("Ctrl-C unmounts it.")
+
+
+@contextlib.contextmanager
+def _mounted(
+    session: Session, folder: Folder, console: Console, on_change: Callable[[bytes], None], *, again: bool
+) -> Iterator[threading.Event]:
+    """Mount for the length of a `with` block; the event yielded is set when the session, or sshfs in it, has ended."""
+    share = session.share
+    owner = _prepare(session, again=again)
+    channel = session.start(share.sshfs())
+    lost = threading.Event()
+
+    def serve() -> None:
+        try:
+            Service(folder, channel, owner=owner, on_change=on_change).serve()
+        finally:
+            lost.set()
+
+    service = threading.Thread(target=serve, name="sftp", daemon=True)
+    service.start()
+    try:
+        waiting = session.start(share.script(WAIT_UNTIL_MOUNTED))
+        while not waiting.exit_status_ready() and not lost.wait(0.1):
+            pass
+        if lost.is_set() or waiting.recv_exit_status():
+            said = channel.recv_stderr(4096).decode(errors="replace") if channel.recv_stderr_ready() else ""
+            raise HostError(f"sshfs did not mount {share.target} in the guest{tail(said)}", hint="is sshfs in it?")
+        yield lost
+    finally:
+        if not lost.is_set():
+            _unmount(session, service, console)
+        channel.close()
+
+
+def _prepare(session: Session, *, again: bool) -> tuple[int, int]:
+    """Make the directory in the guest, free of what an earlier session left; returns the user and group there."""
+    target = session.share.target
+    status, said = session.command(PREPARE, again="yes" if again else "")
+    refusals = {
+        HAS_CONTENT: (f"{target} in the guest is not empty", "name another directory of the guest, or empty that one"),
+        MOUNTED: (
+            f"{target} is shared already",
+            "end the other `invoke share`, or name another directory",
+        ),
+        NOT_OURS: (f"something else is mounted on {target} in the guest", "name another directory of the guest"),
+    }
+    if status in refusals:
+        message, hint = refusals[status]
+        raise InputError(message, hint=hint)
+    if status:
+        raise HostError(f"{target} could not be made in the guest{tail(said)}")
+    user, group = said.split()[-2:]
+    return int(user), int(group)
+
+
+def _wait_until_lost(transport: paramiko.Transport, lost: threading.Event) -> None:
+    """Wait, and close a session whose other end has stopped to answer: TCP alone would wait for hours."""
+    answered = [time.monotonic()]
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            while not lost.wait(KEEPALIVE_SECONDS) and transport.is_active():
+                transport.global_request("keepalive@openssh.com", wait=True)
+                answered[0] = time.monotonic()
+
+    threading.Thread(target=ask, name="keepalive", daemon=True).start()
+    while not lost.wait(1):
+        if time.monotonic() - answered[0] > DEAD_SECONDS:
+            transport.close()
+
+
+def _unmount(session: Session, service: threading.Thread, console: Console) -> None:
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        _, said = session.command(UNMOUNT)
+        if said:
+            console.say(f"a program in the guest still used {session.share.target}; it is unmounted all the same")
+        # sshfs ends, and with it the stream.
+        service.join(timeout=COMMAND_SECONDS)
+        console.say(f"unmounted {session.share.target}")
