@@ -276,7 +276,7 @@ def share(
     ssh_port: int = 2222,
     host: str = "127.0.0.1",
 ) -> None:
-    """Mount a directory of this host in a running machine until Ctrl-C."""
+    """Mount a host directory in a running machine."""
     with session(options()) as (console, store):
         run_share(
             make_share(host_dir, guest_dir, read_only=read_only, follow_links=follow_links, notify=notify),
