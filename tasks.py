@@ -12,7 +12,7 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task as invoke_task
 
-from vmimage import PROJECT, host, pipeline
+from vmimage import PROJECT, care, host, pipeline
 from vmimage import kubeconfig as merging
 from vmimage.bench import bench_export
 from vmimage.bundle import write_bundle
@@ -24,6 +24,7 @@ from vmimage.lint import SCHEMA, schema_text
 from vmimage.lint import lint as run_lint
 from vmimage.lint import lock as run_lock
 from vmimage.machine import FORWARDS
+from vmimage.many import build_all
 from vmimage.profiles import HYPERVISORS
 from vmimage.runner import find_public_keys, machine_like, run_release
 from vmimage.seed import make_seed
@@ -32,7 +33,7 @@ from vmimage.share import find_private_key, make_share, run_share
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
 from vmimage.stages.fetch import fetch as fetch_files
-from vmimage.store import remove_tree
+from vmimage.verification import verify_file
 
 allow_missing_positionals()
 
@@ -67,6 +68,11 @@ def full_matrix(matrix: str) -> bool:
         "deb-mirror": DEB_MIRROR,
         "accelerator": ACCELERATOR,
         "matrix": MATRIX,
+        "from_": "do this stage, or provision step, and all behind it again: base, bake, 50-k3s, verify, …",
+        "keep-failed": "keep the disk of a machine that failed, with a script that starts it",
+        "recheck": "compare the bytes of all cached results that are used with what was made",
+        "all_": "build every image of images.yaml",
+        "jobs": "with --all: so many images at the same time",
         "json": JSON,
     },
 )
@@ -77,12 +83,23 @@ def build_image(
     deb_mirror: str | None = None,
     accelerator: str | None = None,
     matrix: str = "default",
+    from_: str = "",
+    keep_failed: bool = False,
+    recheck: bool = False,
+    all_: bool = False,
+    jobs: int = 1,
     json: bool = False,
 ) -> None:
     """Build, verify and release an image (all stages)."""
     chosen = options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator)
-    with session(chosen, json_lines=json, log="build-image") as (console, store):
+    chosen = replace(chosen, start=from_, keep_failed=keep_failed, recheck=recheck)
+    with session(chosen, json_lines=json, log="build-all" if all_ else "build-image") as (console, store):
         chosen = replace(chosen, full_matrix=full_matrix(matrix))
+        if all_:
+            if image or jobs < 1:
+                raise InputError("--all goes with no image, and --jobs with 1 or more", hint="invoke build-image --all")
+            build_all(list(load_spec(chosen.spec).images), jobs, chosen.arguments, console)
+            return
         done = pipeline.build_image(image, chosen, store, console)
         console.event("result", release=str(done.path), version=done.version, files=done.manifest["files"])
         console.say(f"\nreleased: {done.path}\nstart it: invoke run {done.image}\nlog: {console.log_dir}/run.log")
@@ -105,7 +122,7 @@ def plan(
     chosen = options(mirrors=mirror or (), debian_mirror=deb_mirror)
     with session(chosen, json_lines=json) as (console, store):
         made = pipeline.plan_image(image, chosen)
-        for stage, state, why in pipeline.planned(made, store, chosen.dist):
+        for stage, state, why in pipeline.planned(made, chosen, store):
             console.event("plan", image=made.name, stage=stage, state=state, why=why)
             console.say(f"{stage:<8} {state:<7} {why}")
 
@@ -162,7 +179,7 @@ def verify(_: Context, file: str, accelerator: str | None = None, matrix: str = 
     chosen = options(accelerator=accelerator)
     with session(chosen, json_lines=json, log="verify") as (console, store):
         chosen = replace(chosen, full_matrix=full_matrix(matrix))
-        verdict = pipeline.verify_file(Path(file), chosen, store, console)
+        verdict = verify_file(Path(file), chosen, store, console)
         console.event("result", verdict=verdict)
         console.say(f"passed; verdict, consoles and screenshots: {console.log_dir}/verify")
 
@@ -286,17 +303,36 @@ def share(
         )
 
 
-@task(help={"releases": "remove dist/ too"})
-def clean(_: Context, releases: bool = False) -> None:
-    """Remove the cache; releases only with --releases."""
+@task(help={"json": JSON})
+def cache(_: Context, json: bool = False) -> None:
+    """Show size, age and last use of what is cached."""
+    with session(options(), json_lines=json) as (console, store):
+        found = care.entries(store)
+        needed = care.needed_by_releases(store, options().dist)
+        for entry in found:
+            console.event("entry", **vars(entry), released=entry.name in needed)
+        console.say(care.table(care.summary(found, care.now())))
+
+
+@task(
+    help={
+        "keep": "only until the cache has this size, the least recently used first: 10G",
+        "releases": "remove dist/ too",
+    }
+)
+def clean(_: Context, keep: str = "", releases: bool = False) -> None:
+    """Remove cached results, all or down to --keep SIZE."""
     chosen = options()
     with session(chosen) as (console, store):
-        store.sweep()
-        for path in sorted(store.root.iterdir()):
-            if path.name in ("work", "locks"):
-                continue  # a build may be running
-            remove_tree(path) if path.is_dir() else path.unlink()
-            console.say(f"removed {path}")
+        limit = care.parse_size(keep) if keep else 0
+        needed = care.needed_by_releases(store, chosen.dist) if keep else ()
+        removed = care.clean(store, limit, needed)
+        if not keep:
+            care.remove_rest(store)
+        for entry in removed:
+            console.say(f"removed {entry.name}, {human_bytes(entry.size)}")
+        left = care.entries(store)
+        console.say(f"{human_bytes(sum(entry.size for entry in left))} are left in {store.root}")
         if releases and chosen.dist.exists():
             shutil.rmtree(chosen.dist)
             console.say(f"removed {chosen.dist}")

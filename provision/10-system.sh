@@ -7,7 +7,6 @@ useradd --create-home --uid 1000 --shell /bin/bash --comment Developer dev
 usermod --password '*' dev
 # What the machine is updated with, and when, is its user's business.
 systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer
-install -D -m 0644 "$PAYLOAD/release.json" /etc/vmimage/release.json
 # Waiting for one interface is enough: machines may have more, unplugged.
 mkdir -p /etc/systemd/system/systemd-networkd-wait-online.service.d
 printf '[Service]\nExecStart=\nExecStart=/usr/lib/systemd/systemd-networkd-wait-online --any --timeout=60\n' \

@@ -1,6 +1,7 @@
 #!/bin/sh
-# The last step: nothing of this build's identity or history stays on the disk.
+# The last step: the image says what it is, and nothing of this build's identity or history stays on the disk.
 set -eu
+install -D -m 0644 "$PAYLOAD/release.json" /etc/vmimage/release.json
 
 # Services that would write again while the machine goes down.
 systemctl stop systemd-random-seed.service systemd-timesyncd.service

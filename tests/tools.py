@@ -1,4 +1,4 @@
-"""kubectl and helm for tests, by the project's own pins; and what is in a seed."""
+"""kubectl and helm for tests, by the project's own pins; what is in a seed; a step that nobody sees."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ import pycdlib
 import pytest
 
 from vmimage import PROJECT
+from vmimage.console import Step
+
+
+def step_into(said: list[str]) -> Step:
+    """Return a step of a stage that notes what it is told."""
+    return Step(lambda event, text: said.append(text), None, None)
 
 
 @functools.cache

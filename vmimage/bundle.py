@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmimage.errors import InputError
+from vmimage.files import sha256_file
 from vmimage.formats.archive import BLOCK, append, finish, member
 from vmimage.plan import Plan
-from vmimage.store import sha256_file
 
 INDEX = "update.json"
 UPDATED = ("k3s", "k3s-airgap-images", "kubectl", "helm")

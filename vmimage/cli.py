@@ -14,8 +14,9 @@ from invoke.parser.parser import ParseMachine
 
 from vmimage.console import Console
 from vmimage.errors import VmimageError
-from vmimage.pipeline import Options, open_store
+from vmimage.pipeline import open_store
 from vmimage.run import orderly_signals
+from vmimage.settings import Options
 from vmimage.store import Store
 
 

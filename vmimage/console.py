@@ -44,11 +44,6 @@ class Step:
         """Say that another process is making the same result."""
         self.now("another process is making the same; waiting for it")
 
-    def reused(self, cached: bool) -> None:
-        """Say that a result was there already."""
-        if cached:
-            self.outcome = "unchanged, from the cache"
-
     def bar(self, label: str) -> Callable[[int, int | None], None]:
         """Add a bar; the function returned takes the bytes that are done, and all of them if that is known."""
         if not self._progress:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Literal
 from vmimage import PROJECT
 from vmimage.console import human_bytes
 from vmimage.errors import HostError, InputError
+from vmimage.memo import Memo, stamps
 from vmimage.run import Completed, Confine, confined, run
 
 Accelerator = Literal["kvm", "tcg"]
@@ -78,10 +81,29 @@ def tool_version(program: str) -> str:
     if not shutil.which(program):
         package = next((tool.package for tool in tools() if tool.program == program), program)
         raise HostError(f"{program} is not installed", hint=f"run `./bootstrap`, or `apt-get install {package}`")
-    output = run(
-        [program, *VERSION_ARGUMENTS.get(program, ["--version"])], check=False, timeout=20, error=HostError
-    ).output
-    return ".".join(map(str, version_tuple(output)))
+
+    def ask() -> str:
+        argv = [program, *VERSION_ARGUMENTS.get(program, ["--version"])]
+        output = run(argv, check=False, timeout=20, error=HostError).output
+        return ".".join(map(str, version_tuple(output)))
+
+    path = Path(shutil.which(program) or program).resolve()
+    # A script may hand on to another program, which can change without it; Debian's mmdebstrap is one by itself.
+    return str(_memo.get(f"version of {program}", stamps([path]), ask)) if _is_whole(path) else ask()
+
+
+_memo = Memo()
+
+
+def remember(folder: Path) -> None:
+    """Keep the answers of this host's tools in a folder from now on."""
+    global _memo  # noqa: PLW0603 - one host, one memory
+    _memo = Memo(folder / "host.json")
+
+
+def _is_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF" or path == Path("/usr/bin/mmdebstrap")
 
 
 def require(programs: Sequence[str]) -> dict[str, str]:
@@ -262,13 +284,34 @@ def debian_mirrors(suite: str, override: str | None) -> list[str]:
         return [part if part.startswith("deb ") else f"deb {part} {suite} main" for part in parts]
     if not shutil.which("apt-get"):
         return []
-    shown = run(["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"], check=False).output
+    argv = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]
+    shown = str(_memo.get(shlex.join(argv), stamps(apt_files()), lambda: run(argv, check=False).output))
     rows = [line.split("|") for line in shown.splitlines() if line.count("|") == 2]  # noqa: PLR2004
     found = {label: uri for origin, label, uri in rows if origin == "Debian"}
     if not {"Debian", "Debian-Security"} <= found.keys():
         return []
     main, security = found["Debian"], found["Debian-Security"]
     return [f"deb {main} {suite} main", f"deb {main} {suite}-updates main", f"deb {security} {suite}-security main"]
+
+
+def apt_files() -> list[Path]:
+    """Return the files and folders that decide what APT's sources are."""
+    apt = Path("/etc/apt")
+    folders = [apt, apt / "sources.list.d", apt / "apt.conf.d", Path("/var/lib/apt/lists")]
+    return [*folders, *(path for folder in folders[:3] for path in sorted(folder.glob("*")) if path.is_file())]
+
+
+def taken(ports: Mapping[str, int]) -> list[str]:
+    """Return those ports on which something listens."""
+    found = []
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                found.append(f"{port} ({name})")
+    return found
 
 
 # --- Everything ------------------------------------------------------------------------------------------

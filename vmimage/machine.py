@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
@@ -16,14 +15,14 @@ from pathlib import Path
 
 import pycdlib
 import yaml
-from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecuteError, QMPError
 
 from vmimage.errors import HostError, VerifyError
 from vmimage.host import Accelerator, find_uefi
+from vmimage.monitor import Monitor
 from vmimage.profiles import PROFILES, FirmwareName
 from vmimage.run import run, spawn
 
-QMP_SECONDS = 30.0
 AGENT_SECONDS = 60.0
 
 
@@ -125,9 +124,14 @@ def make_overlay(disk: Path, disk_format: str, overlay: Path, *, grow_by: int = 
 
 
 def qemu_command(
-    hardware: Hardware, *, disk: Path, seed: Path, serial: Path, folder: Path, qmp_fd: int, agent_fd: int
+    hardware: Hardware, *, disk: Path, seed: Path, folder: Path, serial: str, fds: tuple[int, int] | None = None
 ) -> list[str]:
-    """Return the QEMU command of a machine; copies the UEFI variables into `folder`."""
+    """Return the QEMU command of a machine; copies the UEFI variables into `folder`.
+
+    Args:
+        serial: QEMU's `-serial`.
+        fds: Sockets for the monitor (QMP) and for the guest agent; a machine without them has neither.
+    """
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in hardware.forwards.items())
     restrict = ",restrict=on" if hardware.restrict else ""
     profile = PROFILES[hardware.profile]
@@ -136,18 +140,21 @@ def qemu_command(
     command += ["-cpu", cpu_model(hardware.accelerator)]
     command += ["-smp", str(hardware.cpus), "-m", str(hardware.memory)]
     command += ["-display", "none", "-vga", "std", "-device", "virtio-rng-pci"]
-    command += ["-serial", f"file:{serial}"]
-    command += ["-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"]
+    command += ["-serial", serial]
     command += ["-netdev", f"user,id=net0{restrict}{forwards}", "-device", f"{profile.network},netdev=net0"]
-    command += ["-drive", f"file={qemu_value(disk)},format=qcow2,if=none,id=root,discard=unmap"]
+    # A full disk of the host is an error at once; by default QEMU would stop the machine and wait for room.
+    options = "format=qcow2,if=none,id=root,discard=unmap,werror=report"
+    command += ["-drive", f"file={qemu_value(disk)},{options}"]
     *controllers, root = profile.disk
     for device in (*controllers, f"{root},bootindex=1"):
         command += ["-device", device]
     command += ["-drive", f"file={qemu_value(seed)},format=raw,if=none,id=seed,readonly=on"]
     for device in profile.seed:
         command += ["-device", device]
-    if profile.agent:
-        command += ["-chardev", f"socket,id=agent,fd={agent_fd}", "-device", "virtio-serial-pci"]
+    if fds:
+        command += ["-chardev", f"socket,id=qmp,fd={fds[0]}", "-mon", "chardev=qmp,mode=control"]
+    if fds and profile.agent:
+        command += ["-chardev", f"socket,id=agent,fd={fds[1]}", "-device", "virtio-serial-pci"]
         command += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
     if hardware.firmware == "uefi":
         firmware = find_uefi()
@@ -161,38 +168,6 @@ def qemu_command(
 def qemu_value(path: Path) -> str:
     """Quote a path inside one of QEMU's comma-separated options."""
     return str(path).replace(",", ",,")
-
-
-class Monitor:
-    """QEMU's control connection (QMP), for callers that are not asynchronous."""
-
-    def __init__(self) -> None:
-        self._runner = asyncio.Runner()
-        self._client = QMPClient()
-
-    def connect(self, connection: socket.socket) -> None:
-        """Greet and negotiate on a connected socket.
-
-        Raises:
-            TimeoutError, ConnectError: QEMU does not answer.
-        """
-        self._runner.run(asyncio.wait_for(self._client.connect(connection), QMP_SECONDS))
-
-    def command(self, name: str, **arguments: object) -> object:
-        """Give a command and return its answer.
-
-        Raises:
-            ExecuteError: QEMU refuses it.
-            TimeoutError, QMPError: QEMU does not answer.
-        """
-        answer: object = self._runner.run(asyncio.wait_for(self._client.execute(name, arguments), QMP_SECONDS))
-        return answer
-
-    def close(self) -> None:
-        """End the connection; QEMU may be gone already."""
-        with contextlib.suppress(QMPError, OSError, EOFError):
-            self._runner.run(self._client.disconnect())
-        self._runner.close()
 
 
 class Machine:
@@ -276,9 +251,9 @@ def start(hardware: Hardware, *, disk: Path, seed: Path, folder: Path) -> Iterat
         for end in (ours, agent):
             stack.enter_context(end)
         with theirs, agent_theirs:
-            fds = {"qmp_fd": theirs.fileno(), "agent_fd": agent_theirs.fileno()}
-            command = qemu_command(hardware, disk=disk, seed=seed, serial=serial, folder=folder, **fds)
-            process = stack.enter_context(spawn(command, output=messages, pass_fds=list(fds.values())))
+            fds = (theirs.fileno(), agent_theirs.fileno())
+            command = qemu_command(hardware, disk=disk, seed=seed, folder=folder, serial=f"file:{serial}", fds=fds)
+            process = stack.enter_context(spawn(command, output=messages, pass_fds=fds))
         monitor = Monitor()
         stack.callback(monitor.close)
         try:

@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from packerpy import PackerClient
-
+from vmimage import PROJECT
 from vmimage.host import version_tuple
 from vmimage.render import render
 from vmimage.run import Completed, Confine, run
@@ -37,11 +36,16 @@ def write_plugins_file(templates: Path, folder: Path, packer_version: str) -> No
 def packer(
     command: str, folder: Path, *args: str, timeout: float, on_line: Callable[[str], None] | None = None
 ) -> Completed:
-    """Run `packer COMMAND ARGS FOLDER` through packerpy and wait for it; a failure is returned, not raised.
+    """Run `packer COMMAND ARGS FOLDER` through packerpy, in `folder`, and wait; a failure is returned, not raised.
 
     Temporary files and Packer's own log go below `folder`.
     """
-    env = {"CHECKPOINT_DISABLE": "1", "PACKER_NO_COLOR": "1", "PACKER_CACHE_DIR": str(folder / "cache")}
+    env = {
+        "PYTHONPATH": str(PROJECT),
+        "CHECKPOINT_DISABLE": "1",
+        "PACKER_NO_COLOR": "1",
+        "PACKER_CACHE_DIR": str(folder / "cache"),
+    }
     temporary = folder / "tmp"
     if len(str(temporary)) <= LONGEST_TEMPORARY:
         temporary.mkdir(exist_ok=True)
@@ -51,7 +55,7 @@ def packer(
         argv,
         confine=Confine.TREE,
         env=env,
-        cwd=Path(__file__).parent.parent,
+        cwd=folder,
         timeout=timeout,
         check=False,
         on_line=on_line,
@@ -69,6 +73,9 @@ def plugins_ready(folder: Path, packer_version: str) -> bool:
 
 def main(command: str, folder: str, *args: str) -> int:
     """Run inside the confined child: stream Packer's output to ours and return its exit status."""
+    # Imported here: it takes a tenth of a second, and of all commands only a bake needs it.
+    from packerpy import PackerClient  # noqa: PLC0415
+
     logger = logging.getLogger("packer")
     logger.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stdout)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -12,49 +13,70 @@ from pathlib import Path
 from typing import get_args
 
 from vmimage import PROJECT, host
-from vmimage.checks import DISK_TESTS, test_files
-from vmimage.console import Console, human_bytes
-from vmimage.disk import RawDisk
-from vmimage.errors import HostError, InputError, VerifyError
-from vmimage.formats.opened import kind_of
-from vmimage.matrix import Boot, boots
-from vmimage.plan import Plan, digests, make_plan
-from vmimage.profiles import PROFILES
+from vmimage.changes import why_new
+from vmimage.console import Console
+from vmimage.errors import InputError
+from vmimage.layers import Layers
+from vmimage.matrix import boots
+from vmimage.payload import release_facts
+from vmimage.plan import Plan, StagePlan, make_plan
 from vmimage.provenance import manifest
-from vmimage.run import run
+from vmimage.settings import Options
 from vmimage.spec import FormatName, load_spec
 from vmimage.stages import release as releasing
-from vmimage.stages.bake import DISK, make_bake, release_facts
+from vmimage.stages.bake import DISK, make_bake
 from vmimage.stages.base import make_base
 from vmimage.stages.export import make_export
-from vmimage.stages.fetch import fetch, stored
+from vmimage.stages.fetch import fetch, forget, stored
 from vmimage.stages.release import Release, find_release, make_release
-from vmimage.stages.verify import VERDICT, File, Subject, image_facts, opened_disk, require_recorded, verify
+from vmimage.stages.verify import VERDICT, File, Subject, verify
 from vmimage.store import Result, Store
+from vmimage.verification import verify_inputs
 
-VERIFY_EDITION = 3
 BUILD_TOOLS = ("packer", "qemu-system-x86_64", "qemu-img", "mmdebstrap", "sfdisk", "mkfs.vfat", "mke2fs", "unshare")
 PLAN_TOOLS = ("packer", "qemu-img", "mmdebstrap", "mke2fs")
+STAGES = ("fetch", "base", "bake", "export", "verify", "release")
 KEPT_LOGS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the user chose for one run; from arguments, else from the environment (README: settings)."""
+class Start:
+    """From where on all is done again, whether it was done before or not.
 
-    cache: Path
-    dist: Path
-    mirrors: tuple[str, ...] = ()
-    debian_mirror: str | None = None
-    accelerator: str | None = None
-    full_matrix: bool = False
-    spec: Path = PROJECT / "images.yaml"
+    Attributes:
+        stage: Index in STAGES; behind the last when nothing is.
+        step: Index of a provision step, when it is one.
+    """
+
+    stage: int = len(STAGES)
+    step: int | None = None
+
+    def at(self, stage: str) -> bool:
+        """Tell whether a stage is done again."""
+        return STAGES.index(stage) >= self.stage
+
+
+def find_start(plan: Plan, text: str) -> Start:
+    """Read `--from`: a stage, or a provision step with or without its suffix.
+
+    Raises:
+        InputError: There is no such stage or step.
+    """
+    if not text:
+        return Start()
+    if text in STAGES:
+        return Start(stage=STAGES.index(text), step=0 if text == "bake" else None)
+    names = [step.name for step in plan.steps]
+    if text.removesuffix(".sh") in names:
+        return Start(stage=STAGES.index("bake"), step=names.index(text.removesuffix(".sh")))
+    raise InputError(f"--from {text}: no stage or step of {plan.name}", hint=f"one of {', '.join((*STAGES, *names))}")
 
 
 def plan_image(name: str | None, options: Options) -> Plan:
     """Decide what a build would do; starts nothing but questions to tools."""
     spec = load_spec(options.spec)
     name, image = spec.image(name)
+    host.remember(options.cache)
     return make_plan(
         spec,
         name,
@@ -73,46 +95,55 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
         VmimageError: A stage failed; what earlier stages made stays.
     """
     plan = plan_image(name, options)
+    start = find_start(plan, options.start)
     if options.accelerator:
         host.known_accelerator(options.accelerator)
     tools = host.require(BUILD_TOOLS)
-    host.require_user_namespaces()
     firmware = host.find_uefi()
-    check_free_space(store.root)
     console.say(f"{plan.name}: {plan.image.summary} (cache: {store.root})")
     releasing.sweep(options.dist)
     removed = store.sweep()
     if removed:
         console.say(f"removed what a killed run left: {', '.join(removed)}")
+    keep = store.root / "kept" / console.log_dir.name if options.keep_failed and console.log_dir else None
 
     with console.stage("fetch", f"{len(plan.files)} pinned files") as fetching:
+        if start.at("fetch"):
+            forget(plan.files, store)
         files = fetch(plan.files, store, fetching)
-    # After fetch: a KVM that hangs takes seconds to be found out, and what cannot be fetched should be told at once.
-    accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+
+    # What a stage makes something new from is compared byte by byte before; else size and time of change suffice.
+    check_base = options.recheck or not store.find("bake", plan.bake_stage.inputs)
+    check_bake = options.recheck or not store.find("export", plan.export_stage.inputs)
 
     with console.stage("base", plan.base_stage.why) as step:
+
+        def base_made(work: Path) -> Mapping[str, object]:
+            host.require_user_namespaces()
+            return make_base(plan, work, step)
+
         base = store.get_or_make(
-            "base", plan.base_stage.inputs, lambda work: make_base(plan, work, step), on_wait=step.wait
+            "base", plan.base_stage.inputs, base_made, step, fresh=start.at("base"), check=check_base
         )
-        step.reused(base.cached)
 
     with console.stage("bake", plan.bake_stage.why) as step:
-        bake = store.get_or_make(
-            "bake",
-            plan.bake_stage.inputs,
-            lambda work: make_bake(plan, base.path, files, work, accelerator, step),
-            on_wait=step.wait,
-        )
-        step.reused(bake.cached)
+
+        def baked(work: Path) -> Mapping[str, object]:
+            accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+            with contextlib.closing(Layers(plan, base.path / DISK, store, step, start=start.step)) as layers:
+                return make_bake(plan, base.path, files, layers, work, accelerator, step, keep=keep)
+
+        bake = store.get_or_make("bake", plan.bake_stage.inputs, baked, step, fresh=start.at("bake"), check=check_bake)
 
     with console.stage("export", plan.export_stage.why) as step:
         export = store.get_or_make(
             "export",
             plan.export_stage.inputs,
-            lambda work: make_export(plan, bake.path / DISK, str(bake.meta["disk_sha256"]), work, step),
-            on_wait=step.wait,
+            lambda work: make_export(plan, bake.path / DISK, work, step),
+            step,
+            fresh=start.at("export"),
+            check=options.recheck,
         )
-        step.reused(export.cached)
 
     files_made = exported(export)
     machines = boots(plan.image.formats.names, full=options.full_matrix)
@@ -125,21 +156,25 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
             cpus=plan.image.machine.cpus,
             build_key=str(bake.meta["build_key"]),
         )
-        keep = console.log_dir / "verify" if console.log_dir else None
+        evidence = console.log_dir / "verify" if console.log_dir else None
+
+        def verdict_made(work: Path) -> Mapping[str, object]:
+            accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+            return verify(subject, work, accelerator, step, evidence=evidence, keep=keep)
+
         verified = store.get_or_make(
             "verify",
             verify_inputs(plan, files_made, machines, tools, str(firmware.code)),
-            lambda work: verify(subject, work, accelerator, step, keep=keep),
-            on_wait=step.wait,
+            verdict_made,
+            step,
+            fresh=start.at("verify"),
+            check=options.recheck,
         )
-        step.reused(verified.cached)
 
     with console.stage("release", str(options.dist)) as step:
         verdict = json.loads((verified.path / VERDICT).read_text())
         done = find_release(options.dist, plan.name, plan.export_stage.key)
-        if done and done.manifest["verdict"]["files"] == verdict["files"] and not options.full_matrix:
-            for kind in files_made:
-                releasing.require_verdict(verdict, kind, done.file(kind))
+        if done and releasing.is_of(done, verdict, check=options.recheck) and not start.at("release"):
             step.outcome = f"{done.version} is released already"
         else:
             stages = {"base": base, "bake": bake, "export": export, "verify": verified}
@@ -164,56 +199,39 @@ def exported(export: Result) -> dict[FormatName, Mapping[str, object]]:
     return {kind: files[kind] for kind in get_args(FormatName) if kind in files}
 
 
-def verify_inputs(
-    plan: Plan,
-    files: Mapping[FormatName, Mapping[str, object]],
-    machines: Sequence[Boot],
-    tools: Mapping[str, str],
-    firmware: str,
-) -> dict[str, object]:
-    """Return what a verdict depends on: the bytes, the checks, and the machines."""
-    checks = ["conftest.py", *DISK_TESTS, *test_files(release_facts(plan))]
-    return {
-        "edition": VERIFY_EDITION,
-        "sha256": {kind: facts["sha256"] for kind, facts in files.items()},
-        "facts": release_facts(plan),
-        "machine": plan.image.machine.model_dump(),
-        "machines": {boot.name: vars(PROFILES[boot.profile]) for boot in machines},
-        "firmware": firmware,
-        "files": digests(PROJECT, [Path("tests/image") / name for name in checks]),
-        "tools": {"qemu-system-x86_64": tools["qemu-system-x86_64"]},
-    }
-
-
-def check_free_space(folder: Path) -> None:
-    """Refuse to start on a disk that is too small.
-
-    Raises:
-        HostError: Less is free than a build needs.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < host.NEEDED_DISK:
-        raise HostError(
-            f"{folder} has {human_bytes(free)} free, and a build needs up to {human_bytes(host.NEEDED_DISK)}",
-            hint="free some (`invoke clean`), or set VMIMAGE_CACHE to a folder on a larger disk",
-        )
-
-
-def planned(plan: Plan, store: Store, dist: Path) -> list[tuple[str, str, str]]:
+def planned(plan: Plan, options: Options, store: Store) -> list[tuple[str, str, str]]:
     """Return (stage, state, what and why) for every stage, as `invoke plan` shows it."""
     rows = []
     for file in plan.files:
         cached = stored(file, store)
         where = "in the cache" if cached else f"from the first that serves it: {', '.join(map(str, file.sources))}"
         rows.append(("fetch", "cached" if cached else "fetch", f"{file.name} {file.version} {where}"))
-    for stage in (plan.base_stage, plan.bake_stage, plan.export_stage):
-        found = store.find(stage.stage, stage.inputs)
-        rows.append((stage.stage, "cached" if found else "make", f"{stage.why} [{stage.key}]"))
-    machines = ", ".join(boot.name for boot in boots(plan.image.formats.names, full=False))
-    rows.append(("verify", "check", f"boots {machines}, unless they passed before"))
-    done = find_release(dist, plan.name, plan.export_stage.key)
-    rows.append(("release", "done" if done else "make", str(done.path if done else dist / plan.name)))
+    baked = store.find("bake", plan.bake_stage.inputs)
+    rows.append(_planned(plan.base_stage, plan.base_stage.why, store))
+    for step in plan.steps:
+        stage, state, why = _planned(step.layer, step.name, store)
+        # A layer that is not there is only made for a bake that is not there.
+        rows.append((stage, "unused" if baked and state == "make" else state, why))
+    rows.append(_planned(plan.bake_stage, "seal", store))
+    rows.append(_planned(plan.export_stage, plan.export_stage.why, store))
+    machines = boots(plan.image.formats.names, full=False)
+    names = ", ".join(boot.name for boot in machines)
+    export = store.find("export", plan.export_stage.inputs)
+    if export:
+        tools = host.require(("qemu-system-x86_64",))
+        inputs = verify_inputs(plan, exported(export), machines, tools, str(host.find_uefi().code))
+        rows.append(_planned(StagePlan(stage="verify", inputs=inputs, why=""), f"boots {names}", store))
+    else:
+        rows.append(("verify", "make", f"boots {names}; unless the same bytes passed before"))
+    done = find_release(options.dist, plan.name, plan.export_stage.key)
+    rows.append(("release", "done" if done else "make", str(done.path if done else options.dist / plan.name)))
     return rows
+
+
+def _planned(stage: StagePlan, what: str, store: Store) -> tuple[str, str, str]:
+    if store.find(stage.stage, stage.inputs):
+        return stage.stage, "cached", f"{what} [{stage.key}]"
+    return stage.stage, "make", f"{what} [{stage.key}]: {why_new(stage.inputs, store.earlier(stage.stage))}"
 
 
 def open_store(options: Options) -> Store:
@@ -222,57 +240,3 @@ def open_store(options: Options) -> Store:
     for old in sorted((store.root / "logs").iterdir())[: -KEPT_LOGS or None]:
         shutil.rmtree(old, ignore_errors=True)
     return store
-
-
-def verify_file(path: Path, options: Options, store: Store, console: Console) -> Mapping[str, object]:
-    """Verify a file by itself: by the manifest beside it if there is one, else by what the image says.
-
-    Raises:
-        InputError: There is no such file, or its name tells no format.
-        VerifyError: It failed.
-    """
-    host.require(("qemu-system-x86_64", "qemu-img", "sfdisk", "mke2fs", "unshare"))
-    host.find_uefi()
-    if not path.is_file():
-        raise InputError(f"there is no file {path}", hint="`invoke list` shows the released files")
-    kind = kind_of(path)
-    if not kind:
-        raise InputError(f"{path.name} has no known format", hint=f"names end in {', '.join(get_args(FormatName))}")
-    accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
-    store.sweep()
-    beside = path.parent / releasing.MANIFEST
-    known = json.loads(beside.read_text()) if beside.is_file() else {}
-    recorded = {file["name"]: file["sha256"] for file in known.get("files", {}).values()}
-    file = File(kind=kind, path=path, recorded_sha256=recorded.get(path.name, ""))
-    machines = boots([kind], full=options.full_matrix)
-    with (
-        console.stage("verify", f"boots {', '.join(boot.name for boot in machines)}") as step,
-        store.workspace("verify") as work,
-    ):
-        machine = known.get("machine", {"memory": "2 GiB", "cpus": 2})
-        subject = Subject(
-            files=[file],
-            boots=machines,
-            facts=facts_of(file, store),
-            memory=machine["memory"],
-            cpus=machine["cpus"],
-            build_key=known.get("build_key", ""),
-        )
-        log_dir = console.log_dir or work
-        verdict = verify(subject, work, accelerator, step, keep=log_dir / "verify")
-        shutil.copytree(work, log_dir / "verify", dirs_exist_ok=True)
-    return verdict
-
-
-def facts_of(file: File, store: Store) -> Mapping[str, object]:
-    """Read what the image in a file says of itself.
-
-    Raises:
-        VerifyError: The file is refused, or says nothing.
-    """
-    with store.workspace("facts") as work:
-        require_recorded(file)
-        opened = opened_disk(file, work)
-        raw = work / "facts.raw"
-        run(["qemu-img", "convert", "-f", opened.format, "-O", "raw", opened.path, raw], error=VerifyError)
-        return image_facts(RawDisk(raw), work)

@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from vmimage.errors import InputError
-from vmimage.spec import SEAL_STEP, Arch, Base, Image, Location, Pin, Spec, size_bytes
-from vmimage.store import stage_key
+from vmimage.spec import SEAL_STEP, Arch, Base, Component, Image, Location, Pin, Spec, size_bytes
+from vmimage.store import AFTER, LAYER, stage_key
 
 # Raise when the code of a stage changes what it makes from the same inputs.
 BASE_EDITION = 3
-BAKE_EDITION = 3
+BAKE_EDITION = 4
 EXPORT_EDITION = 2
 
 APPLIANCE_TEMPLATE = Path("templates/appliance.ovf.j2")
@@ -59,13 +59,32 @@ class StagePlan:
         """The key of the stage's result."""
         return stage_key(self.inputs)
 
+    @property
+    def name(self) -> str:
+        """STAGE/KEY."""
+        return f"{self.stage}/{self.key}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """A provision step: a script in provision/, the pinned files that it installs, and the disk after it, a layer."""
+
+    script: str
+    pins: tuple[PinnedFile, ...]
+    layer: StagePlan
+
+    @property
+    def name(self) -> str:
+        """The script without its suffix; also the name of its folder in provision/files/."""
+        return self.script.removesuffix(".sh")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that a build will do, decided before it starts.
 
     Attributes:
-        steps: Scripts in provision/, in the order in which they run; the seal is the last.
+        steps: In the order in which they run; the seal, which ends every bake, is none of them.
         packages: The packages of the base and of all components.
         debian_mirrors: Lines for sources.list, or nothing for mmdebstrap's default.
         versions: Pin name -> version, as the checks inside the image expect them.
@@ -75,7 +94,7 @@ class Plan:
     image: Image
     base: Base
     files: tuple[PinnedFile, ...]
-    steps: tuple[str, ...]
+    steps: tuple[StepPlan, ...]
     packages: tuple[str, ...]
     debian_mirrors: tuple[str, ...]
     base_stage: StagePlan
@@ -84,7 +103,7 @@ class Plan:
 
     @property
     def versions(self) -> dict[str, str]:
-        return {file.name: file.version for file in self.files}
+        return versions_of(self.files)
 
     @property
     def disk_bytes(self) -> int:
@@ -122,7 +141,6 @@ def make_plan(
         )
     pins = dict.fromkeys(pin for component in components for pin in component.pins)
     files = tuple(pinned_file(pin, spec.pins[pin], base.arch, mirrors, project) for pin in pins)
-    steps = (*(component.step for component in components if component.step), SEAL_STEP)
     packages = tuple(dict.fromkeys([*base.packages, *(p for c in components for p in c.packages)]))
 
     base_stage = StagePlan(
@@ -139,18 +157,18 @@ def make_plan(
             "tools": {tool: tools[tool] for tool in ("mmdebstrap", "mke2fs")},
         },
     )
+    steps = plan_steps(components, {file.name: file for file in files}, base_stage, project, tools)
+    facts = {"summary": image.summary, "components": list(image.components), "versions": versions_of(files)}
     bake_stage = StagePlan(
         stage="bake",
-        why=f"{len(steps)} steps: {', '.join(step.removesuffix('.sh') for step in steps)}",
+        why=f"{len(steps)} steps: {', '.join(step.name for step in steps)}",
         inputs={
             "edition": BAKE_EDITION,
-            "base": base_stage.key,
+            AFTER: steps[-1].layer.name if steps else base_stage.name,
             "image": name,
             "disk": size_bytes(image.disk),
-            "pins": {file.name: {"version": file.version, "sha256": file.sha256} for file in files},
-            "steps": list(steps),
-            "files": digests(project, bake_files(project, steps)),
-            "tools": {tool: tools[tool] for tool in ("packer", "qemu-img")},
+            "facts": facts,
+            "files": digests(project, [*machine_files(project), *step_files(project, SEAL_STEP)]),
         },
     )
     export_stage = StagePlan(
@@ -158,7 +176,7 @@ def make_plan(
         why=", ".join(image.formats.names),
         inputs={
             "edition": EXPORT_EDITION,
-            "bake": bake_stage.key,
+            AFTER: bake_stage.name,
             "formats": image.formats.model_dump(exclude_none=True, by_alias=True),
             "machine": image.machine.model_dump(),
             "files": digests(project, [APPLIANCE_TEMPLATE, VAGRANT_TEMPLATE]),
@@ -191,13 +209,52 @@ def period(refresh: str, today: date) -> str:
     return today.isoformat() if refresh == "daily" else "always"
 
 
-def bake_files(project: Path, steps: Sequence[str]) -> list[Path]:
-    """Return the project's files that a bake reads, relative to the project."""
-    overlays = [project / "provision" / "files" / step.removesuffix(".sh") for step in steps]
-    overlay = sorted(path for folder in overlays for path in folder.rglob("*") if not path.is_dir())
+def versions_of(files: Sequence[PinnedFile]) -> dict[str, str]:
+    """Return pin -> version."""
+    return {file.name: file.version for file in files}
+
+
+def plan_steps(
+    components: Sequence[Component],
+    files: Mapping[str, PinnedFile],
+    base: StagePlan,
+    project: Path,
+    tools: Mapping[str, str],
+) -> tuple[StepPlan, ...]:
+    """Return the steps of some components, each with the key of the disk after it.
+
+    A step's layer depends on the layer beneath and on what the step itself reads, on nothing of the image: images
+    that begin with the same steps share layers.
+    """
+    steps = list[StepPlan]()
+    for component in (component for component in components if component.step):
+        script = str(component.step)
+        pins = tuple(files[pin] for pin in component.pins)
+        beneath = steps[-1].layer if steps else base
+        inputs = {
+            "edition": BAKE_EDITION,
+            AFTER: beneath.name,
+            "step": script,
+            "pins": {pin.name: {"version": pin.version, "sha256": pin.sha256} for pin in pins},
+            "files": digests(project, [*machine_files(project), *step_files(project, script)]),
+            "tools": {tool: tools[tool] for tool in ("packer", "qemu-img")},
+        }
+        layer = StagePlan(stage=LAYER, why=component.summary, inputs=inputs)
+        steps.append(StepPlan(script=script, pins=pins, layer=layer))
+    return tuple(steps)
+
+
+def machine_files(project: Path) -> list[Path]:
+    """Return what the machine of a bake is made from, relative to the project."""
     templates = sorted((project / "packer").glob("*.j2"))
-    named = [project / "provision" / step for step in ("run-step", *steps)]
-    return [path.relative_to(project) for path in (*named, *overlay, *templates)]
+    return [path.relative_to(project) for path in (project / "provision" / "run-step", *templates)]
+
+
+def step_files(project: Path, script: str) -> list[Path]:
+    """Return the project's files that a step reads, relative to the project."""
+    overlay = project / "provision" / "files" / script.removesuffix(".sh")
+    laid = sorted(path for path in overlay.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
+    return [path.relative_to(project) for path in (project / "provision" / script, *laid)]
 
 
 def digests(project: Path, paths: Sequence[Path]) -> dict[str, str]:

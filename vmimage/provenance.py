@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmimage import PROJECT
+from vmimage.files import disk_use
 from vmimage.plan import Plan
 from vmimage.run import run
 from vmimage.stages.base import PACKAGES
-from vmimage.store import Result, disk_use
+from vmimage.store import Result
 
 
 def manifest(

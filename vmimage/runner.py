@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from vmimage import host
 from vmimage.console import Console
 from vmimage.errors import BuildError, HostError, InputError
 from vmimage.formats.opened import open_disk
+from vmimage.host import taken
 from vmimage.machine import FORWARDS, Hardware, make_overlay, start, write_seed
-from vmimage.pipeline import Options
 from vmimage.profiles import HYPERVISORS, PROFILES, FirmwareName
+from vmimage.settings import Options
 from vmimage.spec import port_range, size_bytes
 from vmimage.stages.release import Release
 from vmimage.store import Store
@@ -70,19 +70,6 @@ def require_free(ports: Mapping[str, int]) -> None:
         raise HostError(
             f"in use on localhost: {', '.join(found)}", hint="stop what listens there, or choose others: --ssh-port …"
         )
-
-
-def taken(ports: Mapping[str, int]) -> list[str]:
-    """Return those ports on which something listens."""
-    found = []
-    for name, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                found.append(f"{port} ({name})")
-    return found
 
 
 def run_release(

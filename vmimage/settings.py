@@ -4,10 +4,46 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.pipeline import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user chose for one run; from arguments, else from the environment (README: settings).
+
+    Attributes:
+        recheck: Compare the bytes of every cached result that is used.
+        start: The stage or provision step from which on all is done again.
+        keep_failed: Keep the disk of a machine that failed.
+    """
+
+    cache: Path
+    dist: Path
+    mirrors: tuple[str, ...] = ()
+    debian_mirror: str | None = None
+    accelerator: str | None = None
+    full_matrix: bool = False
+    recheck: bool = False
+    start: str = ""
+    keep_failed: bool = False
+    spec: Path = PROJECT / "images.yaml"
+
+    @property
+    def arguments(self) -> list[str]:
+        """These options as arguments of `invoke build-image`; folders go by the environment."""
+        found = [f"--mirror={mirror}" for mirror in self.mirrors]
+        for name, value in (
+            ("deb-mirror", self.debian_mirror),
+            ("accelerator", self.accelerator),
+            ("from", self.start),
+        ):
+            found += [f"--{name}={value}"] if value else []
+        found += ["--matrix=full"] if self.full_matrix else []
+        return found + ["--keep-failed"] * self.keep_failed + ["--recheck"] * self.recheck
+
 
 ENVIRONMENT = {
     "VMIMAGE_CACHE": "folder of cached results, logs and temporary files",

@@ -106,8 +106,14 @@ class Component(Model):
 
     summary: Text
     step: Step | None = Field(None, description="script in provision/")
-    pins: tuple[Name, ...] = Field((), strict=False)
+    pins: tuple[Name, ...] = Field((), strict=False, description="pinned files that the step installs")
     packages: tuple[Package, ...] = Field((), strict=False)
+
+    @model_validator(mode="after")
+    def _pins_have_a_step(self) -> Self:
+        if self.pins and not self.step:
+            raise ValueError("pins are installed by a step: give one, or move them to a component that has one")
+        return self
 
 
 class Machine(Model):

@@ -3,33 +3,52 @@
     files/SHA256            verified third-party files
     STAGE/KEY/              results of a stage; inputs.json is what the key was made from
     work/NAME/              where results are made; moved into place when complete
-    locks/                  one file a key; flock(2), so a lock dies with its process
+    kept/NAME/              what --keep-failed left
+    locks/                  flock(2), so a lock dies with its process: one for who makes a result, one for who uses it
     logs/RUN/               one folder a run, the newest kept
 
-A work folder whose lock nobody holds belongs to a process that died; the next run removes it.
+A work folder whose lock nobody holds belongs to a process that died; the next run removes it. A result whose files
+have another size or time than when it was made is damaged, and is made again; bytes are compared when asked, and
+before anything new is made from them.
+
+Inputs may name the result that they build on, as `after: STAGE/KEY`. A result of the stage `layer` is worth nothing
+without the one beneath it, so both go together.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO, Any
 
-from vmimage.errors import HostError
-from vmimage.run import Confine, run
+from vmimage.console import Step, human_bytes
+from vmimage.disk import content_digest
+from vmimage.errors import HostError, VmimageError
+from vmimage.files import peak_disk_use, remove_tree, stamp, sync, sync_tree
 
 INPUTS = "inputs.json"
 META = "meta.json"
+AFTER = "after"
+LAYER = "layer"
 KEY_LENGTH = 16
+FOLDERS = ("files", "work", "locks", "logs", "kept")
+NO_STAGES = (*FOLDERS, "partial")
+
+# What a stage is taken to need before any of its kind was made here.
+FIRST_ESTIMATE = {"base": 3 << 30, "bake": 3 << 30, "export": 3 << 30, "verify": 3 << 30}
+SPARE_BYTES = 256 << 20
+FULL_BYTES = 8 << 20
+ROOM = "make room (`invoke cache`, `invoke clean --keep 10G`), or set VMIMAGE_CACHE to a folder on a larger disk"
 
 
 def stage_key(inputs: Mapping[str, object]) -> str:
@@ -38,25 +57,36 @@ def stage_key(inputs: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """A complete result of a stage.
 
     Attributes:
-        meta: What the stage noted: `seconds` it took, `peak_bytes` of disk it used, and facts of its own.
+        meta: What the stage noted: `seconds` it took, `peak_bytes` of disk it used, `content` of its files, and facts
+            of its own.
         cached: It was there already.
     """
 
+    stage: str
     path: Path
     key: str
-    meta: Mapping[str, object]
+    meta: Mapping[str, Any]
     cached: bool
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """What the key was made from."""
+        found: Mapping[str, Any] = json.loads((self.path / INPUTS).read_text())
+        return found
+
+    @property
+    def name(self) -> str:
+        """STAGE/KEY."""
+        return f"{self.stage}/{self.key}"
+
+    def digest(self, file: str) -> str:
+        """Return what `content_digest` gave for a file when it was made."""
+        return str(self.meta["content"][file]["digest"])
 
 
 class Store:
@@ -64,8 +94,10 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        # Locks on results that this process uses, as file descriptors: they end with the process.
+        self._used: dict[str, int] = {}
         try:
-            for name in ("files", "work", "locks", "logs"):
+            for name in FOLDERS:
                 (root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HostError(
@@ -75,53 +107,218 @@ class Store:
     @contextlib.contextmanager
     def lock(self, name: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold an exclusive lock; `on_wait` is called once if another process holds it."""
-        with (self.root / "locks" / name).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if on_wait:
-                    on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
+        file = self.try_lock(name)
+        if not file and on_wait:
+            on_wait()
+        file = file or self._locked(name, fcntl.LOCK_EX)
+        assert file  # noqa: S101 - it waited
+        with file:
             yield
 
+    def try_lock(self, name: str) -> IO[str] | None:
+        """Take an exclusive lock if nobody holds it; it is given back by closing the file."""
+        return self._locked(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _locked(self, name: str, how: int) -> IO[str] | None:
+        """Open and lock a file; None when another has it and `how` says not to wait."""
+        path = self.root / "locks" / name
+        while True:
+            file = path.open("w")
+            try:
+                fcntl.flock(file, how)
+                # Another process may have removed it while we waited.
+                if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                    return file
+            except BlockingIOError:
+                file.close()
+                return None
+            except FileNotFoundError:
+                pass
+            file.close()
+
     def find(self, stage: str, inputs: Mapping[str, object]) -> Result | None:
-        """Return the complete result for these inputs, if there is one."""
-        key = stage_key(inputs)
+        """Return the complete result for these inputs, if there is one whose files are as they were made."""
+        return self.result(stage, stage_key(inputs))
+
+    def result(self, stage: str, key: str) -> Result | None:
+        """Return a complete result by its key."""
         path = self.root / stage / key
         try:
             meta = json.loads((path / META).read_text())
-        except FileNotFoundError:
+            content = meta["content"].items()
+            same = all(stamp(path / name) == (facts["bytes"], facts["mtime_ns"]) for name, facts in content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return Result(path=path, key=key, meta=meta, cached=True)
+        return Result(stage=stage, path=path, key=key, meta=meta, cached=True) if same else None
+
+    def results(self) -> list[Result]:
+        """Return all complete results."""
+        paths = [path for path in sorted(self.root.glob("*/*")) if path.parent.name not in NO_STAGES]
+        return [found for path in paths if (found := self.result(path.parent.name, path.name))]
+
+    def earlier(self, stage: str) -> list[Mapping[str, Any]]:
+        """Return the inputs of all complete results of a stage, the latest used first."""
+        found = [each for each in self.results() if each.stage == stage]
+        found.sort(key=lambda each: (each.path / META).stat().st_mtime, reverse=True)
+        return [each.inputs for each in found]
+
+    def intact(self, found: Result) -> bool:
+        """Compare all bytes of a result with what was noted when it was made."""
+        content = found.meta["content"].items()
+        return all(content_digest(found.path / name) == facts["digest"] for name, facts in content)
+
+    def hold(self, stage: str, key: str) -> None:
+        """Keep something from being removed while this process lives, or until `let_go`."""
+        name = f"use-{stage}-{key}"
+        if name not in self._used:
+            file = self._locked(name, fcntl.LOCK_SH)
+            assert file  # noqa: S101 - it waited
+            with file:
+                self._used[name] = os.dup(file.fileno())
+
+    def use(self, stage: str, key: str, *, check: bool = False) -> Result | None:
+        """Return a result, and hold it.
+
+        Args:
+            check: Compare its bytes; one that is not what was made is as good as none.
+        """
+        self.hold(stage, key)
+        found = self.result(stage, key)
+        if not found or (check and not self.intact(found)):
+            self.let_go(stage, key)
+            return None
+        # The time of its last use, for `invoke clean --keep`.
+        os.utime(found.path / META)
+        return found
+
+    def let_go(self, stage: str, key: str) -> None:
+        """Take no more interest in a result."""
+        descriptor = self._used.pop(f"use-{stage}-{key}", None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        for name in list(self._used):
+            os.close(self._used.pop(name))
+
+    def remove(self, stage: str, key: str, *, wait: bool = True) -> bool:
+        """Remove a result, and the layers on it; returns False when another process uses it and `wait` is not set."""
+        self.let_go(stage, key)
+        name = f"use-{stage}-{key}"
+        file = self._locked(name, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if not file:
+            return False
+        with file:
+            # Who uses a layer uses all beneath it: so nobody uses these.
+            folders = [self.root / stage / key, *(self.root / LAYER / above for above in self.layers_on(stage, key))]
+            with self.workspace("remove") as work:
+                for folder in reversed(folders):
+                    with contextlib.suppress(FileNotFoundError):
+                        # At once, so that no half of it is ever seen.
+                        folder.rename(work / folder.name)
+            (self.root / "locks" / name).unlink(missing_ok=True)
+        return True
+
+    def layers_on(self, stage: str, key: str) -> list[str]:
+        """Return the keys of all layers that stand on a result, the lowest first."""
+        beneath = {}
+        for path in (self.root / LAYER).glob("*/" + INPUTS):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                beneath[path.parent.name] = json.loads(path.read_text())[AFTER]
+        found, new = list[str](), [f"{stage}/{key}"]
+        while new:
+            new = [f"{LAYER}/{above}" for above, below in beneath.items() if below in new]
+            found += [name.removeprefix(f"{LAYER}/") for name in new]
+        return found
 
     def get_or_make(
         self,
         stage: str,
         inputs: Mapping[str, object],
         make: Callable[[Path], Mapping[str, object]],
+        step: Step,
         *,
-        on_wait: Callable[[], None] | None = None,
+        fresh: bool = False,
+        check: bool = False,
     ) -> Result:
         """Return the result for these inputs, made by `make` in a work folder if it is not there yet.
 
         Args:
             make: Fills the folder it is given and returns facts to note in `meta`.
-            on_wait: Called when another process is making the same result.
+            step: Is told what goes on.
+            fresh: Make it again even if it is there.
+            check: Compare the bytes of a result that is there; if they changed, make it again.
+
+        Raises:
+            HostError: The disk has too little room, or became full.
         """
         key = stage_key(inputs)
-        with self.lock(f"{stage}-{key}", on_wait=on_wait):
-            found = self.find(stage, inputs)
+        with self.lock(f"{stage}-{key}", on_wait=step.wait):
+            found = None if fresh else self.use(stage, key, check=check)
             if found:
+                step.outcome = "unchanged, from the cache"
                 return found
-            with self.workspace(stage) as work, peak_disk_use(work) as peak:
+            if (self.root / stage / key).exists():
+                if not fresh:
+                    step.now(f"{stage}/{key} in the cache is damaged: it is made again")
+                self.remove(stage, key)
+            self.require_space(stage, step)
+            with self.workspace(stage) as work, peak_disk_use(work) as peak, self.fullness_told():
                 started = time.monotonic()
                 meta = dict(make(work))
                 meta |= {"seconds": round(time.monotonic() - started, 1), "peak_bytes": peak()}
-                (work / INPUTS).write_text(json.dumps(inputs, indent=2, sort_keys=True) + "\n")
-                # Last, since it marks the result as complete.
-                (work / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
-                self.publish(work, self.root / stage / key)
-        return Result(path=self.root / stage / key, key=key, meta=meta, cached=False)
+                self.add(stage, inputs, work, meta)
+            found = self.use(stage, key)
+            assert found  # noqa: S101 - nobody else makes it while we hold its lock
+        return replace(found, cached=False)
+
+    def add(self, stage: str, inputs: Mapping[str, object], folder: Path, meta: Mapping[str, object]) -> None:
+        """Make a finished folder the result for these inputs."""
+        content = {}
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
+            size, changed = stamp(path)
+            content[str(path.relative_to(folder))] = {
+                "bytes": size,
+                "mtime_ns": changed,
+                "digest": content_digest(path),
+            }
+        (folder / INPUTS).write_text(json.dumps(inputs, indent=2, sort_keys=True) + "\n")
+        # Last, since it marks the result as complete.
+        (folder / META).write_text(json.dumps({**meta, "content": content}, indent=2, sort_keys=True) + "\n")
+        self.publish(folder, self.root / stage / stage_key(inputs))
+
+    def estimate(self, stage: str) -> int:
+        """Return the bytes of disk that a stage may need: what it needed before, or a first guess."""
+        known = [found.meta.get("peak_bytes", 0) for found in self.results() if found.stage == stage]
+        return max(known) if known else FIRST_ESTIMATE.get(stage, 0)
+
+    def require_space(self, stage: str, step: Step) -> None:
+        """Say what a stage needs of the disk.
+
+        Raises:
+            HostError: There is not so much.
+        """
+        needed, free = self.estimate(stage), shutil.disk_usage(self.root).free
+        step.now(f"needs about {human_bytes(needed)} of disk, {human_bytes(free)} are free")
+        if free < needed + SPARE_BYTES:
+            raise HostError(
+                f"{self.root} has {human_bytes(free)} free, and {stage} needs about {human_bytes(needed)}",
+                hint=ROOM,
+            )
+
+    @contextlib.contextmanager
+    def fullness_told(self) -> Iterator[None]:
+        """Turn whatever a full disk led to into an error that says so."""
+        try:
+            yield
+        except (VmimageError, OSError) as error:
+            text = str(error)
+            full = "No space left on device" in text or getattr(error, "errno", 0) == errno.ENOSPC
+            if not full and shutil.disk_usage(self.root).free > FULL_BYTES:
+                raise
+            message = f"the disk with {self.root} is full; nothing half-made was kept\n{text}"
+            raise HostError(message, hint=ROOM) from error
 
     @contextlib.contextmanager
     def workspace(self, purpose: str) -> Iterator[Path]:
@@ -160,66 +357,3 @@ class Store:
                 lock.unlink(missing_ok=True)
                 removed.append(path.name)
         return removed
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder, also when files in it belong to subordinate users (base stage)."""
-    if not path.exists():
-        return
-    try:
-        shutil.rmtree(path)
-    except PermissionError:
-        run(["rm", "-rf", "--one-file-system", path], confine=Confine.FAKE_ROOT)
-
-
-def sync(path: Path) -> None:
-    """Flush one file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_tree(path: Path) -> None:
-    """Flush a file, or a folder and everything in it, to the disk."""
-    for folder, _, names in os.walk(path):
-        for name in names:
-            sync(Path(folder, name))
-        sync(Path(folder))
-    if path.is_file():
-        sync(path)
-
-
-def disk_use(path: Path) -> int:
-    """Return the bytes allocated for everything below a folder; what cannot be read does not count."""
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512  # noqa: PTH118 - called 50,000 times
-    return total
-
-
-@contextlib.contextmanager
-def peak_disk_use(path: Path, *, interval: float = 5.0) -> Iterator[Callable[[], int]]:
-    """Watch a folder; the function yielded returns the most bytes seen allocated in it so far."""
-    peak = 0
-    done = threading.Event()
-
-    def measure() -> int:
-        nonlocal peak
-        peak = max(peak, disk_use(path))
-        return peak
-
-    def watch() -> None:
-        while not done.wait(interval):
-            measure()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield measure
-    finally:
-        done.set()
-        thread.join()

@@ -2,21 +2,26 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from datetime import date
 from pathlib import Path
 
 import hcl2
 import pytest
 
+from tests.tools import step_into
 from vmimage import PROJECT
-from vmimage.console import Step
+from vmimage.host import Accelerator
+from vmimage.layers import Layers
 from vmimage.packer import needs_plugins, write_plugins_file
-from vmimage.plan import Plan, make_plan
+from vmimage.payload import environment, release_facts
+from vmimage.plan import Plan, StepPlan, make_plan
 from vmimage.render import render
 from vmimage.run import run
-from vmimage.spec import load_spec
+from vmimage.spec import SEAL_STEP, load_spec
 from vmimage.ssh import KeyPair
-from vmimage.stages.bake import _failure, _Position, environment, packer_values, release_facts
+from vmimage.stages.bake import Ports, _failure, _Position, own_ports, packer_values
+from vmimage.store import Store
 
 KEY = KeyPair(private=Path("/w/key"), public="ssh-ed25519 AAAA")
 
@@ -28,17 +33,29 @@ def plan() -> Plan:
     return make_plan(spec, "dev-env", project=PROJECT, tools=tools, today=date(2026, 11, 23))
 
 
-def rendered(plan: Plan, folder: str = "/w", accelerator: str = "tcg") -> str:
-    values = packer_values(plan, Path("/base"), Path(folder), Path("/out"), KEY, accelerator)  # type: ignore[arg-type]
+PORTS = Ports(ssh=range(20000, 20010), vnc=25000)
+
+
+def rendered(plan: Plan, folder: str = "/w", accelerator: Accelerator = "tcg") -> str:
+    scripts = [*(step.script for step in plan.steps), SEAL_STEP]
+    values = packer_values(scripts, Path("/base"), Path(folder), KEY, accelerator, PORTS)
     return render(PROJECT / "packer" / "image.pkr.hcl.j2", values)
 
 
 def test_template_runs_every_step_in_order_and_seals_last(plan: Plan) -> None:
     template = hcl2.load(io.StringIO(rendered(plan)))
-    runs = [provisioner["shell"]["inline"][0] for provisioner in template["build"][0]["provisioner"]]
-    runs = [run[0] if isinstance(run, list) else run for run in runs]
-    assert runs == [f"/run/vmimage/run-step {step}" for step in plan.steps]
-    assert runs[-1].endswith("99-seal.sh")
+    kinds = [next(iter(provisioner.items())) for provisioner in template["build"][0]["provisioner"]]
+    runs = [(kind, flat(settings["inline"])) for kind, settings in kinds]
+    wanted = []
+    for step in plan.steps:
+        wanted += [("shell", f"/run/vmimage/run-step {step.script}")]
+        wanted += [("shell-local", f"{sys.executable} -m vmimage.snapshot {step.script} /w/after-{step.name}.qcow2")]
+    assert runs == [*wanted, ("shell", "/run/vmimage/run-step 99-seal.sh")]
+
+
+def flat(text: object) -> object:
+    """Return a text that the HCL reader put into lists."""
+    return flat(text[0]) if isinstance(text, list) else text
 
 
 def test_guest_is_shut_in_and_the_way_in_is_loopback(plan: Plan) -> None:
@@ -88,15 +105,17 @@ def test_image_says_what_it_is(plan: Plan) -> None:
 
 
 def test_environment_of_the_steps_is_shell(plan: Plan) -> None:
-    script = environment(plan) + 'echo "$PINS $KUBECTL_VERSION $K3S_AIRGAP_IMAGES_VERSION"'
+    step = next(step for step in plan.steps if step.name == "50-k3s")
+    script = environment(step.script, step.pins) + 'echo "$PINS $K3S_AIRGAP_IMAGES_VERSION ${KUBECTL_VERSION-none}"'
     shown = run(["sh", "-euc", script]).output
-    assert shown == f"/run/vmimage/pins {plan.versions['kubectl']} {plan.versions['k3s']}"
+    assert shown == f"/run/vmimage/pins/50-k3s {plan.versions['k3s']} none", "a step sees its own pins only"
 
 
 PACKER_OUTPUT = """\
 ==> qemu.image: Connected to SSH!
     qemu.image: vmimage-step: start 10-system.sh
     qemu.image: vmimage-step: done 10-system.sh
+    qemu.image (shell-local): vmimage-step: layer 10-system.sh
     qemu.image: vmimage-step: start 20-kubectl.sh
 ==> qemu.image: install: cannot stat '/run/vmimage/pins/kubectl'
 ==> qemu.image: Provisioning step had errors: Running the cleanup provisioner, if present...
@@ -104,13 +123,34 @@ PACKER_OUTPUT = """\
 """
 
 
-def test_failed_step_is_named_with_its_own_output(tmp_path: Path) -> None:
+class NotedLayers(Layers):
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[str, Path]] = []
+
+    def add(self, step: StepPlan, file: Path) -> None:
+        self.given.append((step.script, file))
+
+
+def position_in(folder: Path, plan: Plan, said: list[str]) -> tuple[_Position, NotedLayers]:
+    (folder / "output").mkdir()
+    (folder / "output/overlay.qcow2").touch()
+    layers = NotedLayers()
+    return _Position(step_into(said), folder, layers, {step.script: step for step in plan.steps}), layers
+
+
+def test_failed_step_is_named_with_its_own_output_and_what_came_before_is_a_layer(tmp_path: Path, plan: Plan) -> None:
     said: list[str] = []
-    position = _Position(Step(lambda event, text: said.append(text), None, None))
+    position, layers = position_in(tmp_path, plan, said)
     for line in PACKER_OUTPUT.splitlines():
         position.read(line)
     assert said == ["10-system", "20-kubectl"]
-    error = _failure(position, PACKER_OUTPUT, tmp_path / "serial.log")
+    assert layers.given == [("10-system.sh", tmp_path / "output/overlay.qcow2")]
+    assert position.file == tmp_path / "after-10-system.qcow2"
+    assert position.kept == position.file
+    error = _failure("dev-env", position, PACKER_OUTPUT, tmp_path / "serial.log")
+    assert error.hint.startswith("repeat it: invoke build-image dev-env ")
     assert error.message.splitlines() == [
         "provision/20-kubectl.sh failed:",
         "    install: cannot stat '/run/vmimage/pins/kubectl'",
@@ -118,10 +158,25 @@ def test_failed_step_is_named_with_its_own_output(tmp_path: Path) -> None:
     assert error.exit_code == 5
 
 
-def test_failure_outside_of_a_step_shows_the_console(tmp_path: Path) -> None:
+def test_file_of_the_first_step_keeps_a_name_that_packer_does_not_remove(tmp_path: Path, plan: Plan) -> None:
+    position, _ = position_in(tmp_path, plan, [])
+    position.read("    qemu.image: vmimage-step: start 10-system.sh")
+    assert position.kept != position.file
+    assert position.kept.samefile(position.file)
+
+
+def test_bakes_at_the_same_time_look_for_ports_in_ranges_of_their_own(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with own_ports(store) as first, own_ports(store) as second:
+        assert not {*first.ssh, first.vnc} & {*second.ssh, second.vnc}
+    with own_ports(store) as again:
+        assert again == first
+
+
+def test_failure_outside_of_a_step_shows_the_console(tmp_path: Path, plan: Plan) -> None:
     serial = tmp_path / "serial.log"
     serial.write_text("Kernel panic - not syncing\n")
-    position = _Position(Step(lambda event, text: None, None, None))
-    error = _failure(position, "Timeout waiting for SSH.\n", serial)
+    position, _ = position_in(tmp_path, plan, [])
+    error = _failure("dev-env", position, "Timeout waiting for SSH.\n", serial)
     assert "Timeout waiting for SSH." in error.message
     assert "Kernel panic" in error.message

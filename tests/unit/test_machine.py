@@ -16,8 +16,8 @@ TCG = Hardware(accelerator="tcg", forwards={22: 0, 80: 8080}, memory=64, cpus=1)
 
 
 def command(hardware: Hardware, folder: Path) -> str:
-    paths = {"disk": folder / "a,b.qcow2", "seed": folder / "seed.iso", "serial": folder / "serial.log"}
-    return " ".join(qemu_command(hardware, **paths, folder=folder, qmp_fd=7, agent_fd=8))
+    paths = {"disk": folder / "a,b.qcow2", "seed": folder / "seed.iso", "folder": folder}
+    return " ".join(qemu_command(hardware, **paths, serial="stdio", fds=(7, 8)))
 
 
 def test_forwards_listen_on_loopback_only_and_the_guest_is_shut_in(tmp_path: Path) -> None:

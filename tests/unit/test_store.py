@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools import step_into
 from vmimage.errors import BuildError, HostError
-from vmimage.store import Store, disk_use, sha256_file, stage_key
+from vmimage.files import disk_use, sha256_file
+from vmimage.store import Result, Store, stage_key
+
+QUIET = step_into([])
 
 
 @pytest.fixture
@@ -24,16 +30,18 @@ def make(work: Path) -> dict[str, object]:
 
 
 def test_result_is_made_once(store: Store) -> None:
-    first = store.get_or_make("stage", {"a": 1}, make)
+    first = store.get_or_make("stage", {"a": 1}, make, QUIET)
     assert (first.cached, (first.path / "out").read_text(), first.meta["fact"]) == (False, "made", 1)
     assert {"seconds", "peak_bytes"} <= first.meta.keys()
-    second = store.get_or_make("stage", {"a": 1}, lambda work: pytest.fail("made again"))
+    second = store.get_or_make("stage", {"a": 1}, lambda work: pytest.fail("made again"), QUIET)
     assert (second.cached, second.path) == (True, first.path)
     assert not list((store.root / "work").iterdir())
 
 
 def test_other_inputs_are_another_result(store: Store) -> None:
-    assert store.get_or_make("stage", {"a": 1}, make).path != store.get_or_make("stage", {"a": 2}, make).path
+    assert (
+        store.get_or_make("stage", {"a": 1}, make, QUIET).path != store.get_or_make("stage", {"a": 2}, make, QUIET).path
+    )
 
 
 def test_key_is_that_of_the_content_not_of_its_order() -> None:
@@ -46,7 +54,7 @@ def test_failure_leaves_nothing(store: Store) -> None:
         raise BuildError("no")
 
     with pytest.raises(BuildError):
-        store.get_or_make("stage", {}, fail)
+        store.get_or_make("stage", {}, fail, QUIET)
     assert not store.find("stage", {})
     assert not list((store.root / "work").iterdir())
     assert not (store.root / "stage").exists()
@@ -57,26 +65,23 @@ def test_folder_without_its_last_file_is_no_result(store: Store) -> None:
     half.mkdir(parents=True)
     (half / "out").write_text("half")
     assert not store.find("stage", {})
-    assert (store.get_or_make("stage", {}, make).path / "out").read_text() == "made"
+    assert (store.get_or_make("stage", {}, make, QUIET).path / "out").read_text() == "made"
 
 
 def test_two_at_once_make_it_once(store: Store) -> None:
-    made, waited = [], []
+    made, said = list[Path](), list[str]()
 
     def slow(work: Path) -> dict[str, object]:
         made.append(work)
         time.sleep(0.3)
         return {}
 
-    threads = [
-        threading.Thread(target=lambda: store.get_or_make("stage", {}, slow, on_wait=lambda: waited.append(1)))
-        for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: store.get_or_make("stage", {}, slow, step_into(said))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(made), len(waited)) == (1, 2)
+    assert (len(made), sum("another process" in text for text in said)) == (1, 2)
 
 
 def test_sweep_removes_what_a_killed_process_left_and_nothing_that_is_in_use(store: Store) -> None:
@@ -102,6 +107,92 @@ def test_lock_dies_with_its_process(store: Store) -> None:
     subprocess.run([sys.executable, "-c", script, store.root], check=False)
     with (store.root / "locks" / "l").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "longer", "gone", "no JSON"])
+def test_damaged_result_is_noticed_and_made_again(store: Store, damage: str) -> None:
+    first = store.get_or_make("stage", {"a": 1}, make, QUIET)
+    file = first.path / "out"
+    match damage:
+        case "gone":
+            file.unlink()
+        case "no JSON":
+            (first.path / "meta.json").write_text("{")
+        case _:
+            file.write_text("m" if damage == "shorter" else "made, and more")
+    assert not store.find("stage", {"a": 1})
+    said = list[str]()
+    again = store.get_or_make("stage", {"a": 1}, make, step_into(said))
+    assert (again.cached, (again.path / "out").read_text()) == (False, "made")
+    assert "is damaged: it is made again" in said[0]
+
+
+def test_flipped_byte_with_its_old_time_is_found_when_asked(store: Store) -> None:
+    first = store.get_or_make("stage", {"a": 1}, make, QUIET)
+    file = first.path / "out"
+    times = file.stat()
+    file.write_text("mAde")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert store.get_or_make("stage", {"a": 1}, make, QUIET).cached
+    assert not store.get_or_make("stage", {"a": 1}, make, QUIET, check=True).cached
+    assert file.read_text() == "made"
+
+
+def test_fresh_result_is_made_though_there_is_one(store: Store) -> None:
+    store.get_or_make("stage", {"a": 1}, make, QUIET)
+    assert not store.get_or_make("stage", {"a": 1}, make, QUIET, fresh=True).cached
+
+
+def layered(store: Store) -> list[Result]:
+    """A base, two layers on it one on the other, and another base with one."""
+    found = list[Result]()
+    for number, stage in enumerate(("base", "layer", "layer", "base", "layer")):
+        after = found[-1].name if stage == "layer" else ""
+        found.append(store.get_or_make(stage, {"number": number, "after": after}, make, QUIET))
+    return found
+
+
+def test_layers_go_with_what_they_stand_on(store: Store) -> None:
+    base, first, second, other, on_other = layered(store)
+    assert store.layers_on("base", base.key) == [first.key, second.key]
+    assert store.remove("base", base.key)
+    assert [each.path.exists() for each in (base, first, second, other, on_other)] == [False, False, False, True, True]
+    assert not list((store.root / "work").iterdir())
+
+
+def test_what_another_process_uses_is_not_removed(store: Store) -> None:
+    used = store.get_or_make("stage", {"a": 1}, make, QUIET)
+    assert not Store(store.root).remove("stage", used.key, wait=False)
+    assert used.path.exists()
+    store.let_go("stage", used.key)
+    assert Store(store.root).remove("stage", used.key, wait=False)
+    assert not used.path.exists()
+
+
+def test_too_little_room_is_told_before_anything_is_made(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(store.root)._replace(free=3 << 30)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(HostError, match="has 3072 MiB free, and base needs about 3072 MiB") as refused:
+        store.get_or_make("base", {}, lambda work: pytest.fail("it was begun"), QUIET)
+    assert "invoke clean --keep" in refused.value.hint
+
+
+def test_estimate_is_what_was_needed_before(store: Store) -> None:
+    assert store.estimate("base") == 3 << 30
+    store.get_or_make("base", {}, make, QUIET)
+    assert 0 < store.estimate("base") < 1 << 20
+
+
+def test_disk_that_becomes_full_is_told_and_leaves_nothing(store: Store) -> None:
+    def fill(work: Path) -> dict[str, object]:
+        (work / "half").write_text("x")
+        Path("/dev/full").write_text("x")
+        return {}
+
+    with pytest.raises(HostError, match="is full; nothing half-made was kept"):
+        store.get_or_make("stage", {}, fill, QUIET)
+    assert not store.find("stage", {})
+    assert not list((store.root / "work").iterdir())
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:

@@ -10,7 +10,20 @@ import pytest
 from tests.sandbox import Sandbox
 from vmimage import PROJECT
 
-TASKS = ["bench", "build-image", "bundle", "clean", "doctor", "fetch", "kubeconfig", "lint", "list", "lock", "plan"]
+TASKS = [
+    "bench",
+    "build-image",
+    "bundle",
+    "cache",
+    "clean",
+    "doctor",
+    "fetch",
+    "kubeconfig",
+    "lint",
+    "list",
+    "lock",
+    "plan",
+]
 TASKS += ["run", "schema", "seed", "share", "test", "verify"]
 
 
@@ -44,7 +57,7 @@ def test_plan_does_nothing_and_the_image_may_be_left_out(here: Sandbox) -> None:
     assert default.returncode == 0
     assert default.stdout == named.stdout
     assert [line.split()[0] for line in named.stdout.splitlines()] == [
-        *["fetch"] * 4, "base", "bake", "export", "verify", "release",
+        *["fetch"] * 4, "base", *["layer"] * 7, "bake", "export", "verify", "release",
     ]  # fmt: skip
     assert not list((here.cache / "files").iterdir())
     assert not here.dist.exists()

@@ -106,18 +106,18 @@ def test_guest_that_does_not_come_up_leaves_its_console_and_screen(
     raw = tmp_path / "disk.raw"
     raw.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, tmp_path / "a.qcow2"])
-    work, keep = tmp_path / "work", tmp_path / "keep"
+    work, evidence = tmp_path / "work", tmp_path / "evidence"
     work.mkdir()
     with pytest.raises(VerifyError) as refused:
-        verify(subject(tmp_path / "a.qcow2"), work, "tcg", quiet(), keep=keep)
+        verify(subject(tmp_path / "a.qcow2"), work, "tcg", quiet(), evidence=evidence)
     assert "qcow2-virtio-bios: the machine did not answer ssh within 6 s" in refused.value.message
     assert "its console ends with:\n    PANIC" in refused.value.message
     assert "qcow2-virtio-uefi" in refused.value.message
     for machine in ("qcow2-virtio-bios", "qcow2-virtio-uefi"):
-        assert (keep / machine / "screen.png").read_bytes().startswith(b"\x89PNG")
-        assert not list((keep / machine).glob("id_*")), "no private key stays"
-        assert not list((keep / machine).glob("*.qcow2"))
-    assert '"passed": false' in (keep / "verdict.json").read_text()
+        assert (evidence / machine / "screen.png").read_bytes().startswith(b"\x89PNG")
+        assert not list((evidence / machine).glob("id_*")), "no private key stays"
+        assert not list((evidence / machine).glob("*.qcow2"))
+    assert '"passed": false' in (evidence / "verdict.json").read_text()
 
 
 def test_file_that_its_importers_would_refuse(tmp_path: Path) -> None:

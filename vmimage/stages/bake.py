@@ -1,45 +1,60 @@
 """Bake: base + files + provision/ -> one sealed disk.
 
-Packer boots a copy of the base disk by its kernel, runs the provision steps over ssh and shuts the guest down.
+Packer boots the base disk, or the layer behind the last step that was done before (vmimage.layers), by its kernel,
+runs the remaining provision steps over ssh and shuts the guest down. All writes go to files on top.
 The login key reaches the guest as a systemd credential and lives in a tmpfs there: it is never on the disk.
 """
 
 from __future__ import annotations
 
 import base64
-import json
+import contextlib
+import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.console import Step
-from vmimage.disk import RawDisk, content_digest
-from vmimage.errors import BuildError, FetchError, HostError
-from vmimage.host import Accelerator, tool_version
-from vmimage.machine import cpu_model, qemu_value
+from vmimage.disk import RawDisk
+from vmimage.errors import BuildError, HostError
+from vmimage.files import disk_use
+from vmimage.host import Accelerator, taken, tool_version
+from vmimage.kept import DISK as KEPT_DISK
+from vmimage.kept import keep_disk, write_enter
+from vmimage.layers import Layers
+from vmimage.machine import ACCELERATION, cpu_model, qemu_value
 from vmimage.packer import packer, plugins_ready, write_plugins_file
-from vmimage.plan import Plan
+from vmimage.payload import LABEL, MOUNT, write_payload
+from vmimage.plan import Plan, StepPlan
 from vmimage.render import render
-from vmimage.run import Confine, run, tail
+from vmimage.run import run, tail
+from vmimage.snapshot import DRIVE, SOCKET
+from vmimage.spec import SEAL_STEP
 from vmimage.ssh import KeyPair, make_key
-from vmimage.store import disk_use, sha256_file
+from vmimage.store import Store
 
 DISK = "disk.raw"
 OVERLAY = "overlay.qcow2"
 PAYLOAD = "payload.img"
 SERIAL = "serial.log"
-PAYLOAD_MOUNT = "/run/vmimage"
-PAYLOAD_LABEL = "payload"
-PAYLOAD_SLACK = 64 << 20
+OUTPUT = "output"
 TIMEOUT_SECONDS = 3600
 SSH_TIMEOUT = "5m"
 MEMORY_MIB = 2048
 CPUS = 2
 
-_STEP_LINE = re.compile(r"vmimage-step: (start|done) (\S+)")
+# Packer finds a free port and closes it again before QEMU takes it: bakes at the same time need ranges of their own.
+PORT_SLOTS = 500
+SSH_PORTS_FROM, VNC_PORTS_FROM, PORTS_EACH = 20000, 25000, 10
+VNC_BASE = 5900
+
+_STEP_LINE = re.compile(r"vmimage-step: (start|done|layer) (\S+)")
 
 # What must never reach the disk is held in memory while baking; see systemd-fstab-generator(8), systemd.mount-extra.
 KERNEL_ARGUMENTS = [
@@ -55,12 +70,20 @@ KERNEL_ARGUMENTS = [
     "systemd.firstboot=off",
     "systemd.mount-extra=tmpfs:/root/.ssh:tmpfs:mode=0700",
     "systemd.mount-extra=tmpfs:/var/log/journal:tmpfs",
-    f"systemd.mount-extra=LABEL={PAYLOAD_LABEL}:{PAYLOAD_MOUNT}:ext4:ro",
+    f"systemd.mount-extra=LABEL={LABEL}:{MOUNT}:ext4:ro",
 ]
 
 
 def qemu_arguments(
-    *, kernel: Path, initrd: Path, payload: Path, serial: Path, public_key: str, accelerator: Accelerator
+    *,
+    kernel: Path,
+    initrd: Path,
+    disk: Path,
+    payload: Path,
+    serial: Path,
+    public_key: str,
+    accelerator: Accelerator,
+    vnc: int,
 ) -> list[tuple[str, str]]:
     """Return the `qemuargs` of a bake; pure. Each flag replaces all that Packer would give for it."""
     key = base64.b64encode(public_key.encode()).decode()
@@ -73,6 +96,14 @@ def qemu_arguments(
         ("-netdev", "user,id=user.0,restrict=on,hostfwd=tcp:127.0.0.1:{{ .SSHHostPort }}-:22"),
         ("-device", "virtio-net-pci,netdev=user.0"),
         ("-device", "virtio-rng-pci"),
+        # A full disk of the host is an error at once; by default QEMU would stop the machine and wait for room.
+        (
+            "-drive",
+            f"file={qemu_value(disk)},if=none,id={DRIVE},format=qcow2,cache=unsafe,discard=unmap,"
+            "detect-zeroes=unmap,werror=report",
+        ),
+        ("-device", f"virtio-blk-pci,drive={DRIVE}"),
+        ("-qmp", f"unix:{SOCKET},server=on,wait=off"),
         ("-device", "virtio-blk-pci,drive=payload"),
         (
             "-blockdev",
@@ -80,49 +111,98 @@ def qemu_arguments(
         ),
         ("-serial", f"file:{serial}"),
         ("-smbios", f"type=11,value=io.systemd.credential.binary:ssh.authorized_keys.root={key}"),
+        # Packer 1.6.6 would count its displays from the start of the range that it was given.
+        ("-vnc", f"127.0.0.1:{vnc - VNC_BASE}"),
         ("-vga", "none"),
         ("-display", "none"),
     ]
 
 
 def packer_values(
-    plan: Plan, base: Path, folder: Path, output: Path, key: KeyPair, accelerator: Accelerator
+    scripts: Sequence[str], base: Path, folder: Path, key: KeyPair, accelerator: Accelerator, ports: Ports
 ) -> dict[str, object]:
     """Return what packer/image.pkr.hcl.j2 is rendered with; pure.
 
     Args:
-        folder: Holds the overlay and the payload disk, and takes the serial log.
+        scripts: The steps to run, the seal as the last.
+        folder: Holds the overlay and the payload disk, and takes the serial log and what the machine writes.
     """
     return {
         "overlay": str(folder / OVERLAY),
-        "output_directory": str(output),
+        "output_directory": str(folder / OUTPUT),
         "disk_name": OVERLAY,
         "accelerator": accelerator,
-        "cpus": CPUS,
+        # Emulated processors beyond one only wait for each other.
+        "cpus": CPUS if accelerator == "kvm" else 1,
         "memory_mib": MEMORY_MIB,
         "private_key": str(key.private),
         "ssh_timeout": SSH_TIMEOUT,
-        "payload": PAYLOAD_MOUNT,
-        "steps": plan.steps,
+        "ports": ports,
+        "payload": MOUNT,
+        "scripts": scripts,
+        "snapshot": shlex.join([sys.executable, "-m", "vmimage.snapshot"]),
+        "after": {script: str(frozen(folder, script)) for script in scripts[:-1]},
         "qemuargs": qemu_arguments(
             kernel=base / "vmlinuz",
             initrd=base / "initrd.img",
+            disk=folder / OUTPUT / OVERLAY,
             payload=folder / PAYLOAD,
             serial=folder / SERIAL,
             public_key=key.public,
             accelerator=accelerator,
+            vnc=ports.vnc,
         ),
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Ports on localhost: where Packer looks for one for ssh, and that of the VNC server that it insists on."""
+
+    ssh: range
+    vnc: int
+
+
+@contextlib.contextmanager
+def own_ports(store: Store) -> Iterator[Ports]:
+    """Give ranges of ports that no other bake with this cache has."""
+    # Other users have caches of their own: they begin elsewhere.
+    first = zlib.crc32(str(store.root).encode())
+    for slot in ((first + step) % PORT_SLOTS for step in range(PORT_SLOTS)):
+        lock = store.try_lock(f"ports-{slot}")
+        if lock:
+            with lock:
+                start = SSH_PORTS_FROM + slot * PORTS_EACH
+                ports = Ports(ssh=range(start, start + PORTS_EACH), vnc=VNC_PORTS_FROM + slot)
+                if not taken({"": ports.vnc}):
+                    yield ports
+                    return
+    raise HostError(f"{PORT_SLOTS} bakes run already", hint="wait until some have ended")
+
+
+def frozen(folder: Path, script: str) -> Path:
+    """Return the file to which the machine writes when the disk as it is after a step has been frozen."""
+    return folder / f"after-{script.removesuffix('.sh')}.qcow2"
+
+
 def make_bake(
-    plan: Plan, base: Path, files: Mapping[str, Path], work: Path, accelerator: Accelerator, step: Step
+    plan: Plan,
+    base: Path,
+    files: Mapping[str, Path],
+    layers: Layers,
+    work: Path,
+    accelerator: Accelerator,
+    step: Step,
+    *,
+    keep: Path | None = None,
 ) -> Mapping[str, object]:
     """Make the sealed disk.raw in `work`.
 
     Args:
         base: Folder of the base stage's result.
         files: Pin name -> verified file.
+        layers: Where to begin, and what takes the disk after each step.
+        keep: Where a failed bake's disk goes, ready to be opened.
 
     Raises:
         BuildError: A step failed; its output comes first.
@@ -130,42 +210,68 @@ def make_bake(
     folder = work / "packer"
     folder.mkdir()
     key = make_key(folder)
+    remaining = plan.steps[layers.done :]
+    scripts = [*(step.script for step in remaining), SEAL_STEP]
     step.now("write the payload disk")
-    write_payload(plan, files, folder / "payload", folder / PAYLOAD)
-    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base / DISK, "-F", "raw", folder / OVERLAY])
-    values = packer_values(plan, base, folder, work / "output", key, accelerator)
-    (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
-    _prepare_plugins(folder, step)
-
-    step.now("boot the base")
-    position = _Position(step)
-    done = packer("build", folder, "-color=false", timeout=TIMEOUT_SECONDS, on_line=position.read)
+    write_payload(plan, scripts, files, folder / "payload", folder / PAYLOAD)
+    beneath, beneath_format = layers.top
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", beneath, "-F", beneath_format, folder / OVERLAY])
+    behind = f", behind {plan.steps[layers.done - 1].name}" if layers.done else ""
+    step.now(f"boot the base{behind}")
+    position = _Position(step, folder, layers, {step.script: step for step in remaining})
+    with own_ports(layers.store) as ports:
+        values = packer_values(scripts, base, folder, key, accelerator, ports)
+        (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
+        _prepare_plugins(folder, step)
+        done = packer("build", folder, "-color=false", timeout=TIMEOUT_SECONDS, on_line=position.read)
     if done.returncode:
-        raise _failure(position, done.output, folder / SERIAL)
+        error = _failure(plan.name, position, done.output, folder / SERIAL)
+        if keep and layers.kept_all and position.kept.exists():
+            error.hint += f"\nlook inside: {_keep(keep, position, layers.top, base, folder, accelerator)}"
+        raise error
     disk = work / DISK
     step.now("flatten and check the disk")
-    run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", work / "output" / OVERLAY, disk])
+    run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", position.file, disk])
     seal_disk(disk, plan.disk_bytes)
-    for leftover in (folder, work / "output"):
-        shutil.rmtree(leftover)
-    step.outcome = f"{len(plan.steps)} steps, {disk_use(work) >> 20} MiB"
-    return {"build_key": key.public, "accelerator": accelerator, "disk_sha256": content_digest(disk)}
+    shutil.rmtree(folder)
+    step.outcome = f"{len(scripts)} of {len(plan.steps) + 1} steps run, {disk_use(work) >> 20} MiB"
+    return {"build_key": key.public, "accelerator": accelerator, "steps": scripts}
 
 
 class _Position:
-    """Where the guest is, read from Packer's output."""
+    """Where the guest is, read from Packer's output.
 
-    def __init__(self, step: Step) -> None:
+    Attributes:
+        current: The script that runs, if any.
+        output: What it has said.
+        file: The file that the machine writes to.
+    """
+
+    def __init__(self, step: Step, folder: Path, layers: Layers, steps: Mapping[str, StepPlan]) -> None:
         self.current = ""
         self.output: list[str] = []
+        self.file = folder / OUTPUT / OVERLAY
+        self._folder = folder
+        self._layers = layers
+        self._steps = steps
         self._failed = False
         self._step = step
+
+    @property
+    def kept(self) -> Path:
+        """The same file, under a name that Packer does not remove when a step fails."""
+        return self._folder / "first.qcow2" if self.file.name == OVERLAY else self.file
 
     def read(self, line: str) -> None:
         match = _STEP_LINE.search(line)
         if match and match[1] == "start":
+            if self.kept != self.file:
+                os.link(self.file, self.kept)
             self.current, self.output = match[2], []
             self._step.now(match[2].removesuffix(".sh"))
+        elif match and match[1] == "layer":
+            self._layers.add(self._steps[match[2]], self.file)
+            self.file = frozen(self._folder, match[2])
         elif match:
             self.current = ""
         elif "Provisioning step had errors" in line:
@@ -174,12 +280,12 @@ class _Position:
             self.output.append(line.strip().removeprefix("qemu.image: ").removeprefix("==> qemu.image: "))
 
 
-def _failure(position: _Position, output: str, serial: Path) -> BuildError:
+def _failure(image: str, position: _Position, output: str, serial: Path) -> BuildError:
     if position.current:
         said = "\n".join(position.output)
         return BuildError(
             f"provision/{position.current} failed:{tail(said)}",
-            hint="correct the step; the base and the fetched files are kept, only the bake runs again",
+            hint=f"repeat it: invoke build-image {image}    (begins with this step; --keep-failed keeps its machine)",
         )
     console = serial.read_text(errors="replace") if serial.exists() else ""
     return BuildError(f"Packer failed:{tail(output)}\n  the guest's console ends with:{tail(console)}")
@@ -200,55 +306,25 @@ def _prepare_plugins(folder: Path, step: Step) -> None:
         )
 
 
-def write_payload(plan: Plan, files: Mapping[str, Path], folder: Path, image: Path) -> None:
-    """Write the disk that carries scripts and big files into the guest, read-only there.
-
-    Raises:
-        FetchError: A file in the cache is no longer what was pinned.
-    """
-    provision = PROJECT / "provision"
-    for name in ("pins", "provision", "files"):
-        (folder / name).mkdir(parents=True)
-    for pin in plan.files:
-        to = folder / "pins" / pin.name
-        shutil.copyfile(files[pin.name], to)
-        if sha256_file(to) != pin.sha256:
-            files[pin.name].unlink()
-            raise FetchError(f"{files[pin.name]} was damaged in the cache, and removed", hint="run the command again")
-    shutil.copy(provision / "run-step", folder / "run-step")
-    for step in plan.steps:
-        shutil.copy(provision / step, folder / "provision" / step)
-        overlay = provision / "files" / step.removesuffix(".sh")
-        if overlay.is_dir():
-            shutil.copytree(overlay, folder / "files" / overlay.name, symlinks=True)
-    (folder / "release.json").write_text(json.dumps(release_facts(plan), indent=2) + "\n")
-    (folder / "env").write_text(environment(plan))
-    size = disk_use(folder) * 11 // 10 + PAYLOAD_SLACK
-    ext4 = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", PAYLOAD_LABEL]
-    run([*ext4, "-d", folder, image, f"{size // 1024}k"], confine=Confine.FAKE_ROOT)
-    shutil.rmtree(folder)
-
-
-def release_facts(plan: Plan) -> dict[str, object]:
-    """Return what the image says of itself in /etc/vmimage/release.json."""
-    return {
-        "image": plan.name,
-        "summary": plan.image.summary,
-        "components": list(plan.image.components),
-        "versions": plan.versions,
-        "build": plan.bake_stage.key,
-    }
-
-
-def environment(plan: Plan) -> str:
-    """Return the shell variables that every provision step has."""
-    values = {
-        "PAYLOAD": PAYLOAD_MOUNT,
-        "PINS": f"{PAYLOAD_MOUNT}/pins",
-        "DEBIAN_FRONTEND": "noninteractive",
-        **{f"{name.upper().replace('-', '_')}_VERSION": version for name, version in plan.versions.items()},
-    }
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+def _keep(
+    keep: Path, position: _Position, beneath: tuple[Path, str], base: Path, folder: Path, accelerator: Accelerator
+) -> Path:
+    """Keep the disk of a failed bake and the payload; returns the script that starts them."""
+    keep_disk(position.kept, beneath, keep)
+    shutil.move(folder / PAYLOAD, keep)
+    command = ["qemu-system-x86_64", "-machine", "pc", "-accel", ACCELERATION[accelerator], "-m", str(MEMORY_MIB)]
+    command += ["-cpu", cpu_model(accelerator), "-nographic", "-no-reboot"]
+    command += ["-kernel", str(base / "vmlinuz"), "-initrd", str(base / "initrd.img")]
+    command += ["-append", " ".join([*KERNEL_ARGUMENTS, "systemd.debug_shell=ttyS0"])]
+    for drive in (f"file={KEPT_DISK},format=qcow2", f"file={PAYLOAD},format=raw,readonly=on"):
+        command += ["-drive", f"{drive},if=virtio"]
+    script = position.current or "SCRIPT"
+    return write_enter(
+        keep,
+        command,
+        f"The machine in which provision/{script} failed; a root shell on its console, without a network.",
+        [f"There, {MOUNT}/run-step {script} repeats the step. Ctrl-A X switches the machine off."],
+    )
 
 
 def seal_disk(disk: Path, size: int) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from vmimage import PROJECT
 from vmimage.console import Step
 from vmimage.errors import BuildError
+from vmimage.files import disk_use, remove_tree
 from vmimage.plan import BASE_DISK_BYTES, Plan
 from vmimage.run import Confine, run
-from vmimage.store import disk_use, remove_tree
 
 DISK = "disk.raw"
 KERNEL = "vmlinuz"

@@ -6,6 +6,7 @@ Downloads are resumed, retried and made in parallel; bytes have a temporary name
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 import tarfile
@@ -21,9 +22,10 @@ import requests
 
 from vmimage.console import Step, human_bytes
 from vmimage.errors import FetchError, VmimageError
+from vmimage.files import sha256_file
 from vmimage.plan import PinnedFile, Source
 from vmimage.run import run
-from vmimage.store import Store, sha256_file
+from vmimage.store import Store
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
@@ -50,6 +52,8 @@ def fetch(files: Sequence[PinnedFile], store: Store, step: Step) -> dict[str, Pa
     Raises:
         FetchError: Some could not be had; for each, every location tried and why it failed.
     """
+    for file in files:
+        store.hold("files", file.sha256)
     missing = [file for file in files if not stored(file, store)]
     with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
         errors = [error for error in pool.map(lambda file: _fetch_or_error(file, store, step), missing) if error]
@@ -59,6 +63,8 @@ def fetch(files: Sequence[PinnedFile], store: Store, step: Step) -> dict[str, Pa
             hint="put the files into a directory and name it with --mirror (README: mirrors), "
             "or build an image that needs none of them (toolbox needs a Python package index only)",
         )
+    for file in files:
+        os.utime(stored_path(file, store))  # the time of its last use
     size = sum(stored_path(file, store).stat().st_size for file in files)
     step.outcome = f"{len(files)} files, {human_bytes(size)}; {len(files) - len(missing)} were there already"
     return {file.name: stored_path(file, store) for file in files}
@@ -72,6 +78,12 @@ def stored_path(file: PinnedFile, store: Store) -> Path:
 def stored(file: PinnedFile, store: Store) -> bool:
     """Tell whether the store holds a file; it only ever holds verified ones."""
     return stored_path(file, store).is_file()
+
+
+def forget(files: Sequence[PinnedFile], store: Store) -> None:
+    """Remove files from the store, so that they are fetched again."""
+    for file in files:
+        stored_path(file, store).unlink(missing_ok=True)
 
 
 def _fetch_or_error(file: PinnedFile, store: Store, step: Step) -> FetchError | None:

@@ -6,7 +6,6 @@ The folder appears whole, by one rename; `latest` moves by another.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import uuid
@@ -19,11 +18,11 @@ from typing import Any, get_args
 from vmimage import PROJECT
 from vmimage.console import human_bytes
 from vmimage.errors import InputError, VerifyError
+from vmimage.files import place, sha256_file, sync, sync_tree
 from vmimage.machine import FORWARDS
 from vmimage.plan import Plan
 from vmimage.render import render
 from vmimage.spec import FormatName, port_range
-from vmimage.store import sha256_file, sync, sync_tree
 
 MANIFEST = "manifest.json"
 VERSION_FORM = re.compile(r"^\d{8}-[0-9a-f]{8}$")
@@ -68,6 +67,27 @@ def releases(dist: Path) -> list[Release]:
             manifest = json.loads((path / MANIFEST).read_text())
             found.append(Release(image=path.parent.name, version=path.name, path=path, manifest=manifest))
     return found
+
+
+def is_of(release: Release, verdict: Mapping[str, Any], *, check: bool) -> bool:
+    """Tell whether a release holds exactly the files that a verdict speaks of.
+
+    Args:
+        check: Compare their bytes; without it, their sizes.
+
+    Raises:
+        VerifyError: A file's bytes are others.
+    """
+    # What a verdict covers more of since (`--matrix full`) belongs into the release.
+    if release.manifest["verdict"] != verdict:
+        return False
+    for kind, facts in release.manifest["files"].items():
+        path = release.file(kind)
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            return False
+        if check:
+            require_verdict(verdict, kind, path)
+    return True
 
 
 def require_verdict(verdict: Mapping[str, Any], kind: str, file: Path) -> str:
@@ -144,14 +164,6 @@ def make_release(
         shutil.rmtree(work, ignore_errors=True)
     point_latest(image_folder, version)
     return Release(image=plan.name, version=version, path=final, manifest=content)
-
-
-def place(source: Path, to: Path) -> None:
-    """Put a file into a release: by a hard link if both are on one file system, else by a copy."""
-    try:
-        os.link(source, to)
-    except OSError:
-        shutil.copyfile(source, to)
 
 
 def point_latest(image_folder: Path, version: str) -> None:

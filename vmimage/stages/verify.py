@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,20 +22,22 @@ from vmimage.checks import DISK_TESTS, Check, dealt_tests, run_tests
 from vmimage.console import Step
 from vmimage.disk import RawDisk, content_digest
 from vmimage.errors import HostError, VerifyError, VmimageError
+from vmimage.files import place, sha256_file
 from vmimage.formats.opened import Opened, open_disk
 from vmimage.host import Accelerator
-from vmimage.machine import Hardware, make_overlay, start, write_seed
+from vmimage.kept import ENTER, keep_disk, write_enter
+from vmimage.machine import Hardware, make_overlay, qemu_command, start, write_seed
 from vmimage.matrix import Boot
 from vmimage.run import run, tail
 from vmimage.spec import FormatName, size_bytes
 from vmimage.ssh import connect, make_key, wait_for_ssh
-from vmimage.store import sha256_file
 
 VERDICT = "verdict.json"
 USER = "dev"
 SSH_SECONDS = {"kvm": 120.0, "tcg": 420.0}
 GROW_BYTES = 4 << 30
 CLUSTER_SECONDS = 1500.0
+FLUSH_SECONDS = 60.0
 # Made when the cluster first starts; `start` waits for what is starting already.
 CLUSTER_CA = """if [ -e /etc/systemd/system/k3s.service ]; then sudo systemctl start dev-env-ready.target
 sudo sha256sum /var/lib/rancher/k3s/server/tls/server-ca.crt; fi"""
@@ -85,6 +87,14 @@ class _Clones:
             return others
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rooms:
+    """Folders for machines: to work in, and for what is kept of those that fail."""
+
+    work: Path
+    kept: Path | None
+
+
 def image_facts(disk: RawDisk, work: Path) -> Mapping[str, object]:
     """Read what an image says of itself.
 
@@ -106,12 +116,19 @@ def image_facts(disk: RawDisk, work: Path) -> Mapping[str, object]:
 
 
 def verify(
-    subject: Subject, work: Path, accelerator: Accelerator, step: Step, *, keep: Path | None = None
+    subject: Subject,
+    work: Path,
+    accelerator: Accelerator,
+    step: Step,
+    *,
+    evidence: Path | None = None,
+    keep: Path | None = None,
 ) -> Mapping[str, object]:
     """Check files, leave verdict.json, JUnit files, consoles and screenshots in `work`, return the verdict.
 
     Args:
-        keep: Where to copy the evidence when the verdict is bad.
+        evidence: Where to copy what was seen when the verdict is bad.
+        keep: Where the disk of a machine that failed goes, ready to be opened.
 
     Raises:
         VerifyError: The verdict is bad, with the reasons.
@@ -121,10 +138,11 @@ def verify(
     digests = {file.kind: require_recorded(file) for file in subject.files}
     disks = {file.kind: opened_disk(file, work) for file in subject.files}
     clones = _Clones()
+    rooms = _Rooms(work=work, kept=keep)
     with ThreadPoolExecutor(max_workers=AT_ONCE) as machines, ThreadPoolExecutor(max_workers=1) as beside:
         on_disk = beside.submit(_check_disks, subject, disks, work, step)
         in_machines = [
-            machines.submit(_check_machine, subject, index, disks[boot.kind], clones, work, accelerator, step)
+            machines.submit(_check_machine, subject, index, disks[boot.kind], clones, rooms, accelerator, step)
             for index, boot in enumerate(subject.boots)
         ]
         checks = [on_disk.result(), *(future.result() for future in in_machines)]
@@ -146,14 +164,17 @@ def verify(
     }
     (work / VERDICT).write_text(json.dumps(verdict, indent=2) + "\n")
     if not verdict["passed"]:
-        if keep:
-            shutil.copytree(work, keep, dirs_exist_ok=True)
+        if evidence:
+            shutil.copytree(work, evidence, dirs_exist_ok=True)
         reasons = [f"{check.name}: {reason}" for check in checks if not check.passed
                    for reason in check.failures or ["ran no test"]]  # fmt: skip
         reasons += [f"{name} changed while it was verified" for name in changed]
+        found = [f"verdict, consoles and screenshots: {evidence}"] if evidence else []
+        if keep:
+            found += [f"look inside: {script}" for script in sorted(keep.glob(f"*/{ENTER}"))]
         raise VerifyError(
             f"{subject.facts['image']} failed verification:\n" + "\n".join(f"  {reason}" for reason in reasons),
-            hint=f"verdict, consoles and screenshots: {keep}" if keep else "",
+            hint="\n".join(found),
         )
     times = ", ".join(f"{check.name} {check.seconds_to_ssh:.0f} s" for check in checks if check.seconds_to_ssh)
     step.outcome = f"{sum(check.tests for check in checks)} checks passed; ssh after: {times}"
@@ -222,14 +243,14 @@ def _check_machine(
     index: int,
     disk: Opened,
     clones: _Clones,
-    work: Path,
+    rooms: _Rooms,
     accelerator: Accelerator,
     step: Step,
 ) -> Check:
     """Boot one clone of a file, and run the tests inside it."""
     boot = subject.boots[index]
     check = Check(name=boot.name)
-    folder = work / boot.name
+    folder = rooms.work / boot.name
     folder.mkdir()
     key = make_key(folder)
     seed, overlay = folder / "seed.iso", folder / "overlay.qcow2"
@@ -275,6 +296,8 @@ def _check_machine(
             hosts = [f"--hosts=paramiko://{USER}@127.0.0.1:{port}", f"--ssh-config={config}"]
             run_tests(check, dealt_tests(subject.facts, index, len(subject.boots)), context, hosts, folder)
             step.now(f"{boot.name}: {check.tests} tests, {len(check.failures)} failed")
+            if check.failures and rooms.kept:
+                _flush(port, key.private)
     except HostError:
         raise
     except (VmimageError, OSError) as error:
@@ -282,9 +305,33 @@ def _check_machine(
         console = serial.read_text(errors="replace") if serial.exists() else ""
         check.failures.append(f"{error}\n  its console ends with:{tail(console)}")
     finally:
+        if check.failures and rooms.kept and overlay.exists():
+            _keep(rooms.kept / boot.name, disk, overlay, seed, hardware)
         overlay.unlink(missing_ok=True)
         key.private.unlink()
     return check
+
+
+def _flush(port: int, key: Path) -> None:
+    """Let a guest write all it has to its disk."""
+    with connect(port, USER, key) as client:
+        _, stdout, _ = client.exec_command("sync", timeout=FLUSH_SECONDS)
+        stdout.channel.recv_exit_status()
+
+
+def _keep(folder: Path, disk: Opened, overlay: Path, seed: Path, hardware: Hardware) -> None:
+    """Keep the disk of a machine that failed, and a script that starts it."""
+    folder.mkdir(parents=True)
+    beneath = folder / f"image.{disk.format}"
+    # Its own name for the same bytes: what they belong to may be removed before.
+    place(disk.path, beneath)
+    kept = keep_disk(overlay, (Path(beneath.name), disk.format), folder)
+    shutil.copy(seed, folder)
+    command = qemu_command(
+        replace(hardware, forwards={}), disk=Path(kept.name), seed=Path(seed.name), folder=folder, serial="mon:stdio"
+    )
+    title = f"The machine that failed, as {hardware.profile} ({hardware.firmware}); its console logs dev in."
+    write_enter(folder, command, title, ["Ctrl-A X switches it off."])
 
 
 def _identity(port: int, key: Path) -> dict[str, str]:

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.tools import step_into
+from vmimage import care
+from vmimage.errors import InputError
+from vmimage.store import META, Result, Store
+
+KIB = 1 << 10
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache")
+
+
+def made(store: Store, stage: str, name: str, *, after: str = "", used: int = 0, size: int = 64 * KIB) -> Result:
+    """Make a result that was last used at a time."""
+
+    def fill(work: Path) -> dict[str, object]:
+        (work / "out").write_bytes(b"x" * size)
+        return {}
+
+    inputs = {"name": name, "after": after} if after else {"name": name}
+    found = store.get_or_make(stage, inputs, fill, step_into([]))
+    store.let_go(stage, found.key)
+    os.utime(found.path / META, (used, used))
+    return found
+
+
+def test_entries_say_size_and_last_use_and_what_a_release_holds_does_not_count(store: Store, tmp_path: Path) -> None:
+    base, export = made(store, "base", "a", used=1000), made(store, "export", "b", used=2000, size=512 * KIB)
+    os.link(export.path / "out", tmp_path / "released")
+    found = {entry.name: entry for entry in care.entries(store)}
+    assert set(found) == {base.name, export.name}
+    assert found[base.name].used == 1000
+    assert 64 * KIB <= found[base.name].size < 128 * KIB
+    assert found[export.name].size < 64 * KIB
+    rows = care.summary(list(found.values()), now=2000 + 3600 * 5)
+    assert [row[0] for row in rows] == ["STAGE", "base", "export", "total"]
+    assert rows[2][4] == "5 h ago"
+    assert care.table(rows).splitlines()[0].startswith("STAGE   ENTRIES  SIZE")
+
+
+def test_least_recently_used_goes_first_until_the_rest_fits(store: Store) -> None:
+    old, middle, new = (made(store, "base", str(used), used=used) for used in (100, 200, 300))
+    size = next(entry.size for entry in care.entries(store) if entry.name == new.name)
+    removed = care.clean(store, 2 * size, ())
+    assert [entry.name for entry in removed] == [old.name]
+    assert [each.path.exists() for each in (old, middle, new)] == [False, True, True]
+    assert not care.clean(store, 2 * size, ()), "and nothing more"
+
+
+def test_what_is_in_use_or_needed_stays_whatever_its_age(store: Store) -> None:
+    used, needed, free = (made(store, "base", name, used=age) for age, name in enumerate(("a", "b", "c")))
+    store.use("base", used.key)
+    os.utime(used.path / META, (1, 1))
+    removed = care.clean(Store(store.root), 0, {needed.name})
+    assert [entry.name for entry in removed] == [free.name]
+    assert used.path.exists()
+    assert needed.path.exists()
+
+
+def test_layers_go_with_their_base_and_count(store: Store) -> None:
+    base = made(store, "base", "a", used=100)
+    layer = made(store, "layer", "l", after=base.name, used=200)
+    other = made(store, "bake", "b", used=300)
+    size = next(entry.size for entry in care.entries(store) if entry.name == other.name)
+    assert {entry.name for entry in care.clean(store, size, ())} == {base.name, layer.name}
+    assert other.path.exists()
+
+
+def test_what_the_latest_releases_were_made_from_is_needed(store: Store, tmp_path: Path) -> None:
+    base = made(store, "base", "a")
+    layer = made(store, "layer", "l", after=base.name)
+    bake = made(store, "bake", "b", after=layer.name)
+    for version, stages in (("20261122-00000000", {}), ("20261123-11111111", {"bake": {"key": bake.key}, "fetch": {}})):
+        folder = tmp_path / "dist/small" / version
+        folder.mkdir(parents=True)
+        manifest = {"pins": {"tool": {"sha256": "ab"}} if stages else {}, "stages": stages, "files": {}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert care.needed_by_releases(store, tmp_path / "dist") == {bake.name, layer.name, base.name, "files/ab"}
+
+
+def test_everything_goes_when_nothing_is_to_be_kept(store: Store) -> None:
+    made(store, "base", "a")
+    (store.root / "files" / "ab").write_text("x")
+    (store.root / "kept" / "run").mkdir()
+    (store.root / "logs" / "run").mkdir()
+    (store.root / "host.json").write_text("{}")
+    care.clean(store, 0, ())
+    care.remove_rest(store)
+    assert sorted(path.name for path in store.root.iterdir()) == ["locks", "work"]
+    assert not list((store.root / "work").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("10G", 10 << 30), ("500 MiB", 500 << 20), ("1.5GB", 3 << 29), ("0", 0), ("7", 7)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert care.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "ten", "10 X", "-1G", "1G2"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(InputError, match="no size"):
+        care.parse_size(text)

@@ -1,0 +1,158 @@
+"""What the cache holds, and what of it may go."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmimage.console import human_bytes
+from vmimage.errors import InputError
+from vmimage.files import freed_by_removal, remove_tree
+from vmimage.stages.release import Release, releases
+from vmimage.store import AFTER, META, NO_STAGES, Store
+
+# In the order in which a build makes them; whatever else there is comes behind.
+ORDER = ("files", "partial", "base", "layer", "bake", "export", "verify", "kept", "logs")
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+NO_ENTRIES = ("work", "locks")
+"""What running builds need; `Store.sweep` keeps it small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Something in the cache that can be removed by itself.
+
+    Attributes:
+        size: Bytes that its removal frees: what a release also holds (by a hard link) does not count.
+        made: Seconds since 1970, like `used`.
+    """
+
+    stage: str
+    key: str
+    size: int
+    made: float
+    used: float
+
+    @property
+    def name(self) -> str:
+        """STAGE/KEY."""
+        return f"{self.stage}/{self.key}"
+
+
+def entries(store: Store) -> list[Entry]:
+    """Return all that is in the cache, in the order of the stages."""
+    found = []
+    for path in sorted(store.root.glob("*/*")):
+        if path.parent.name in NO_ENTRIES:
+            continue
+        meta = path / META
+        state = path.lstat()
+        used = meta.stat().st_mtime if meta.is_file() else max(state.st_mtime, state.st_atime)
+        found.append(
+            Entry(stage=path.parent.name, key=path.name, size=freed_by_removal(path), made=state.st_mtime, used=used)
+        )
+    rank = {stage: place for place, stage in enumerate(ORDER)}
+    return sorted(found, key=lambda entry: (rank.get(entry.stage, len(ORDER)), entry.name))
+
+
+def summary(found: Sequence[Entry], now: float) -> list[list[str]]:
+    """Return rows for people, one a stage: how many, how large, the age of the oldest, the last use."""
+    rows = [["STAGE", "ENTRIES", "SIZE", "OLDEST", "LAST USE"]]
+    for stage in dict.fromkeys(entry.stage for entry in found):
+        own = [entry for entry in found if entry.stage == stage]
+        oldest, used = min(entry.made for entry in own), max(entry.used for entry in own)
+        size = human_bytes(sum(entry.size for entry in own))
+        rows.append([stage, str(len(own)), size, ago(now - oldest), ago(now - used)])
+    rows.append(["total", str(len(found)), human_bytes(sum(entry.size for entry in found)), "", ""])
+    return rows
+
+
+def ago(seconds: float) -> str:
+    """Return a span of time for people: "5 min ago"."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text, columns one below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def needed_by_releases(store: Store, dist: Path) -> set[str]:
+    """Return the names of what the latest release of each image was made from, layers and pinned files among them."""
+    latest: dict[str, Release] = {release.image: release for release in releases(dist)}
+    needed = set[str]()
+    for release in latest.values():
+        needed |= {f"files/{pin['sha256']}" for pin in release.manifest["pins"].values()}
+        for stage, facts in release.manifest["stages"].items():
+            key = facts.get("key")
+            while key:
+                needed.add(f"{stage}/{key}")
+                found = store.result(stage, key)
+                stage, _, key = (found.inputs.get(AFTER, "") if found else "").partition("/")  # noqa: PLW2901 - a chain
+    return needed
+
+
+def parse_size(text: str) -> int:
+    """Read a size such as 10G, "500 MiB" or 0.
+
+    Raises:
+        InputError: It is none.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(?:i?B)?", text.strip())
+    if not match:
+        raise InputError(f"--keep {text}: no size", hint="such as 10G or 500M")
+    return int(float(match[1]) * UNITS.get(match[2], 1))
+
+
+def clean(store: Store, keep: int, needed: Collection[str]) -> list[Entry]:
+    """Remove what was used least recently until the cache is no larger than `keep`; returns what was removed.
+
+    Args:
+        keep: Bytes.
+        needed: Names of what stays, whatever its age. What a running build uses stays too.
+    """
+    store.sweep()
+    found = entries(store)
+    size = sum(entry.size for entry in found)
+    removed = []
+    # At the same time last used: what was made later goes first, since it may stand on the other.
+    for entry in sorted(found, key=lambda entry: (entry.used, -entry.made)):
+        if keep and size <= keep:
+            break
+        if entry.name in needed or not (store.root / entry.stage / entry.key).exists():
+            continue
+        above = [f"layer/{key}" for key in store.layers_on(entry.stage, entry.key)]
+        if _remove(store, entry):
+            gone = [other for other in found if other.name in (entry.name, *above) and other not in removed]
+            size -= sum(other.size for other in gone)
+            removed += gone
+    return removed
+
+
+def _remove(store: Store, entry: Entry) -> bool:
+    if entry.stage in NO_STAGES and entry.stage != "files":
+        remove_tree(store.root / entry.stage / entry.key)
+        return True
+    return store.remove(entry.stage, entry.key, wait=False)
+
+
+def remove_rest(store: Store) -> None:
+    """Remove what the cache remembers of this host, and folders that are empty."""
+    for path in sorted(store.root.iterdir()):
+        if path.is_file():
+            path.unlink()
+        elif path.name not in NO_ENTRIES and not any(path.iterdir()):
+            shutil.rmtree(path)
+
+
+def now() -> float:
+    """Return the time, in seconds since 1970."""
+    return time.time()

@@ -1,0 +1,43 @@
+"""What --keep-failed leaves: the disk of a machine that failed, and a script that starts it again with a way in."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmimage.run import run
+
+DISK = "disk.qcow2"
+ENTER = "enter"
+SCRIPT = """#!/bin/sh
+# {title}
+{comments}
+cd "$(dirname "$0")" || exit
+exec {command}
+"""
+
+
+def keep_disk(disk: Path, beneath: tuple[Path, str], folder: Path) -> Path:
+    """Move the file that a machine wrote to into a folder; returns where it is.
+
+    Args:
+        beneath: The disk that it stands on, and its format.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / DISK
+    shutil.move(disk, kept)
+    run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", beneath[1], "-b", beneath[0], kept])
+    return kept
+
+
+def write_enter(folder: Path, command: Sequence[str | Path], title: str, comments: Sequence[str]) -> Path:
+    """Write the script that starts what is kept in a folder; returns its path."""
+    script = folder / ENTER
+    text = SCRIPT.format(
+        title=title, comments="\n".join(f"# {line}" for line in comments), command=shlex.join(map(str, command))
+    )
+    script.write_text(text)
+    script.chmod(0o755)
+    return script

@@ -1,0 +1,112 @@
+"""Layers: the disk as it is after each provision step, kept so that a later bake begins behind the steps it shares.
+
+A layer is a qcow2 on the layer beneath, the lowest on the base disk. The running machine is never stopped for one:
+its disk is frozen between two steps (vmimage.snapshot), so a layer after every step costs no boot, and there is
+nothing to weigh. A step that fails or is killed leaves the layers before it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import IO
+
+from vmimage.console import Step
+from vmimage.files import disk_use
+from vmimage.plan import Plan, StepPlan
+from vmimage.run import run
+from vmimage.store import LAYER, Result, Store
+
+DISK = "disk.qcow2"
+
+
+class Layers:
+    """The layers of one bake: those that are there, and those that it adds."""
+
+    def __init__(self, plan: Plan, base: Path, store: Store, step: Step, *, start: int | None = None) -> None:
+        """
+        Args:
+            base: The base disk.
+            start: The first step to run even if its layer is there; the first without a layer when not given.
+        """
+        self._steps = plan.steps
+        self._base = base
+        self.store = store
+        self._step = step
+        self._lock: IO[str] | None = None
+        # Set when another process made a layer that we were about to add: what we have stands on other bytes.
+        self._apart = False
+        if start is not None and start < len(self._steps):
+            store.remove(LAYER, self._steps[start].layer.key)
+        self._found = self._find()
+        self.done = len(self._found)
+        self._since = time.monotonic()
+
+    def _find(self) -> list[Result]:
+        """Return the layers to begin from, the lowest first; the next one is then ours to make."""
+        while True:
+            found = list[Result]()
+            for step in self._steps:
+                layer = self.store.use(LAYER, step.layer.key, check=True)
+                if not layer:
+                    break
+                found.append(layer)
+            if len(found) == len(self._steps):
+                return found
+            missing = self._steps[len(found)].layer
+            self._lock = self.store.try_lock(missing.name.replace("/", "-"))
+            if not self._lock:
+                self._step.wait()
+                with self.store.lock(missing.name.replace("/", "-")):
+                    continue
+            if not self.store.result(LAYER, missing.key):
+                # What lies there is damaged, and what stands on it is worth nothing.
+                self.store.remove(LAYER, missing.key)
+                return found
+            self._lock.close()
+
+    @property
+    def top(self) -> tuple[Path, str]:
+        """The disk to begin from, and its format."""
+        return (self._found[-1].path / DISK, "qcow2") if self._found else (self._base, "raw")
+
+    def add(self, step: StepPlan, file: Path) -> None:
+        """Keep a copy of a frozen file as the layer of a step."""
+        index = self._steps.index(step)
+        # Before this one is seen: nobody else is to begin the next one.
+        following = self._steps[index + 1].layer.name if index + 1 < len(self._steps) else ""
+        lock = self.store.try_lock(following.replace("/", "-")) if following else None
+        if self._apart or self.store.result(LAYER, step.layer.key):
+            self._apart = True
+        else:
+            self._found.append(self._added(step, file))
+        self.close()
+        self._lock = lock
+        self._since = time.monotonic()
+
+    def _added(self, step: StepPlan, file: Path) -> Result:
+        beneath, disk_format = self.top
+        with self.store.workspace(LAYER) as work:
+            copy = work / DISK
+            shutil.copyfile(file, copy)
+            # Relative: the cache may be moved.
+            below = os.path.relpath(beneath, self.store.root / LAYER / step.layer.key)
+            run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", disk_format, "-b", below, copy])
+            seconds = round(time.monotonic() - self._since, 1)
+            self.store.add(LAYER, step.layer.inputs, work, {"seconds": seconds, "peak_bytes": disk_use(work)})
+        found = self.store.use(LAYER, step.layer.key)
+        assert found  # noqa: S101 - added just now
+        return found
+
+    @property
+    def kept_all(self) -> bool:
+        """Whether every step that is done has its layer here, with the bytes that this bake made."""
+        return not self._apart
+
+    def close(self) -> None:
+        """Let others make the layer that we did not."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None

@@ -1,0 +1,49 @@
+"""Answers of slow questions to this host, remembered in the cache until what was asked changes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+class Memo:
+    """A JSON file of answers, each with the stamp under which it holds."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """
+        Args:
+            path: Where it is kept; nothing is remembered when not given.
+        """
+        self._path = path
+        self._answers: dict[str, list[object]] = {}
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(path.read_text()) if path else {}
+            self._answers = found if isinstance(found, dict) else {}
+
+    def get(self, question: str, stamp: object, ask: Callable[[], object]) -> object:
+        """Return the answer of a question; asked anew when its stamp is another than before."""
+        known = self._answers.get(question)
+        if isinstance(known, list) and len(known) == 2 and known[0] == stamp:  # noqa: PLR2004 - stamp and answer
+            return known[1]
+        answer = ask()
+        if self._path:
+            self._answers[question] = [stamp, answer]
+            beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            # Without it the next run asks again.
+            with contextlib.suppress(OSError):
+                beside.write_text(json.dumps(self._answers))
+                beside.replace(self._path)
+        return answer
+
+
+def stamps(paths: Iterable[Path]) -> list[list[object]]:
+    """Return path, size and time of change of files; what is not there does not count."""
+    found: list[list[object]] = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            found.append([str(path), state.st_size, state.st_mtime_ns])
+    return found
