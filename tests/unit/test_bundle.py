@@ -46,7 +46,11 @@ def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(update, "TARGETS", {name: folder / name for name in ("k3s", "helm")})
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("os.chown", lambda *_: None)
-    monkeypatch.setattr(update, "_restart", said)
+    monkeypatch.setattr(update, "DATASTORE", tmp_path / "db")
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "state.db").write_text("old")
+    monkeypatch.setattr(update, "_stop", lambda: None)
+    monkeypatch.setattr(update, "_start", lambda *_: None)
     return folder
 
 
@@ -92,18 +96,36 @@ def test_all_is_as_before_when_the_cluster_does_not_come_up(
 ) -> None:
     starts = []
 
-    def restart(_: Callable[[str], None]) -> None:
+    def start(_: Callable[[str], None], seconds: float) -> None:
         starts.append((targets / "k3s").read_bytes())
         if len(starts) == 1:
+            assert seconds == 5
+            (tmp_path / "db" / "state.db").write_text("what only the new one understands")
             raise Failure("the cluster is not ready")
 
-    monkeypatch.setattr(update, "_restart", restart)
+    monkeypatch.setattr(update, "_start", start)
     path = bundle(tmp_path / "update.tar", {"k3s": program("v1.1.0"), "helm": program("v1.1.0")})
     with pytest.raises(Failure, match="all is as it was before: the cluster is not ready"):
-        update.update(str(path), "", said)
+        update.update(str(path), "", said, seconds=5)
+    assert (tmp_path / "db" / "state.db").read_text() == "old"
+    assert not (tmp_path / ".db.before-update").exists()
     assert starts == [program("v1.1.0"), program("v1.0.0")]
     assert (targets / "helm").read_bytes() == program("v1.0.0")
     assert sorted(each.name for each in targets.iterdir()) == ["helm", "k3s"]
+
+
+def test_cluster_that_does_not_come_up_with_the_old_programs_either_is_told(
+    targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object) -> None:
+        raise Failure(f"not ready with {(targets / 'k3s').read_text().split()[-1]}")
+
+    monkeypatch.setattr(update, "_start", start)
+    path = bundle(tmp_path / "update.tar", {"k3s": program("v1.1.0")})
+    with pytest.raises(
+        Failure, match=r"failed: not ready with v1\.1\.0\n.* not ready with them: not ready with v1\.0\.0"
+    ):
+        update.update(str(path), "", said)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -9,33 +10,38 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dev_env import Failure, charts, files, names, state
-from dev_env.api import Api
+from dev_env.api import Api, Refused
 from dev_env.tools import items, run
 
-from tests.k3s_stand_in import build
+from tests.k3s_stand_in import NEWER, VERSION, build
 from tests.tools import pinned_tools
 from vmimage import PROJECT
 
 SHARE = PROJECT / "provision/files/60-environment/usr/local/share/dev-env"
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a running stand-in: its kubeconfig, data and settings."""
     folder = tmp_path_factory.mktemp("cluster")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, http_port = free_port(), free_port()
     build(folder / "k3s")
     (folder / "config.yaml").write_text(
         f"write-kubeconfig: {folder}/k3s.yaml\nwrite-kubeconfig-mode: '0640'\nnode-name: dev-env\n"
         f"https-listen-port: '{port}'\ndata-dir: {folder}/data\nbind-address: 127.0.0.1\n"
     )
     command = ["python3", str(folder / "k3s"), "server", "--config", str(folder / "config.yaml")]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, env={**os.environ, "STAND_IN_HTTP_PORT": str(http_port)}) as process:
         end = time.monotonic() + 30
         while not (folder / "k3s.yaml").exists() and time.monotonic() < end:
             assert process.poll() is None
@@ -46,7 +52,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def environment(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(pinned_tools(tmp_path)), prepend=os.pathsep)
+    for folder in (pinned_tools(tmp_path), cluster):
+        monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setenv("KUBECONFIG", str(cluster / "k3s.yaml"))
     monkeypatch.setattr(files, "READER", SHARE / "reader")
     monkeypatch.setattr(files, "PROFILES", SHARE / "profiles")
@@ -60,9 +67,38 @@ def up(*arguments: str) -> None:
 
 def test_cluster_is_ready_and_its_kubeconfig_is_for_its_group(cluster: Path) -> None:
     assert (cluster / "k3s.yaml").stat().st_mode & 0o777 == 0o640
-    assert state.wait(print) > 0
-    assert json.loads(state.READY.read_text())["seconds_since_boot"] > 0
+    state.wait(print, 60)
+    first = state.note_ready()
+    assert first > 0
+    assert state.note_ready() == first, "the first time stays"
     assert state.status()[0].startswith("ready (after ")
+
+
+def test_what_the_api_tells_of_another_boot_or_another_k3s_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = tmp_path / "bin"
+    newer.mkdir()
+    build(newer / "k3s", version=NEWER)
+    monkeypatch.setenv("PATH", str(newer), prepend=os.pathsep)
+    assert state.missing() == [f"the node still runs {VERSION}"]
+    (tmp_path / "boot").write_text("another\n")
+    monkeypatch.setattr(state, "BOOT", tmp_path / "boot")
+    assert state.missing() == ["the node has not reported since the machine was switched on"]
+    with pytest.raises(Failure, match="the cluster is not ready: the node has not"):
+        state.wait(print, 0)
+
+
+def test_ready_means_that_names_answer() -> None:
+    (traefik,) = [each for each in items("services", namespace="kube-system") if each["metadata"]["name"] == "traefik"]
+    (web,) = [port for port in traefik["spec"]["ports"] if port["name"] == "web"]
+    closed = {"spec": {"ports": [{**web, "port": free_port()}, *traefik["spec"]["ports"][1:]]}}
+    patch = ["kubectl", "patch", "service", "traefik", "--namespace=kube-system", "--type=merge", "--patch"]
+    run([*patch, json.dumps(closed)])
+    (lack,) = state.missing()
+    assert lack.startswith("traefik does not answer yet (")
+    run([*patch, json.dumps({"spec": {"ports": traefik["spec"]["ports"]}})])
+    assert state.missing() == []
 
 
 def test_profiles_are_installed_replaced_and_removed(tmp_path: Path) -> None:
@@ -132,6 +168,31 @@ def test_names_and_ports_come_and_go_with_their_services() -> None:
     assert names.reconcile(Api()) == ["removed Service default/shop-dev-env"]
     run(["kubectl", "delete", "service", "shop"])
     assert [each for each in items("ingresses") if each["metadata"]["name"] == "shop-dev-env"] == []
+
+
+def test_what_the_cluster_refuses_does_not_keep_others_from_their_names() -> None:
+    # A port of the range that something else took, unseen by the listing.
+    long = "a" * 63
+    ports = [{"name": "http", "port": 80}, {"name": "db", "port": 5432}]
+    for name in ("first", long):
+        spec = {"selector": {"a": "b"}, "ports": ports}
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+        run(["kubectl", "create", "-f", "-"], stdin=json.dumps(service))
+
+    class Refusing(Api):
+        def apply(self, wanted: dict[str, Any]) -> None:
+            if wanted["kind"] == "Service" and wanted["metadata"]["name"] == "first-dev-env":
+                raise Refused("422 provided port is already allocated")
+            super().apply(wanted)
+
+    with pytest.raises(Refused, match="already allocated"):
+        names.reconcile(Refusing())
+    made = [each["metadata"]["name"] for each in items("ingresses,services", namespace="default")]
+    assert sorted(name for name in made if name.endswith("-dev-env")) == [
+        *[f"{'a' * 46}-{hashlib.sha256(long.encode()).hexdigest()[:8]}-dev-env"] * 2,
+        "first-dev-env",
+    ]
+    run(["kubectl", "delete", "service", "first", long])
 
 
 def test_chart_that_cannot_be_had_stops_before_anything_is_changed(tmp_path: Path) -> None:
