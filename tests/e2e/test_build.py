@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import paramiko
 import pytest
 
 from tests.sandbox import Done, Sandbox, event
+from tests.tools import free_port
 from vmimage.machine import FORWARDS
 from vmimage.run import run
 from vmimage.ssh import connect, make_key
@@ -166,12 +166,6 @@ def flipped(file: Path, folder: Path) -> Path:
     data[len(data) // 2] ^= 1
     (folder / file.name).write_bytes(data)
     return folder / file.name
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_run_lets_the_users_key_in_and_ends_on_sigterm(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import tarfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -13,6 +10,7 @@ from pathlib import Path
 import pytest
 from dev_env import Failure, update
 
+from tests.tools import update_bundle
 from vmimage import PROJECT
 from vmimage.bundle import write_bundle
 from vmimage.errors import InputError
@@ -54,17 +52,8 @@ def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def bundle(path: Path, files: dict[str, bytes], **changes: str) -> Path:
-    index = {name: {"version": "v1.1.0", "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    for name, digest in changes.items():
-        index[name]["sha256"] = digest
-    members = {"update.json": json.dumps({"files": index}).encode(), **files}
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
+def bundle(path: Path, files: dict[str, bytes], **wrong: str) -> Path:
+    return update_bundle(path, files, version="v1.1.0", **wrong)
 
 
 def test_bundle_holds_the_pins_and_the_guest_takes_it(plan: Plan, tmp_path: Path) -> None:

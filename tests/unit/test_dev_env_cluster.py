@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,16 +17,10 @@ from dev_env.api import Api, Refused
 from dev_env.tools import items, run
 
 from tests.k3s_stand_in import NEWER, VERSION, build
-from tests.tools import pinned_tools
+from tests.tools import free_port, pinned_tools
 from vmimage import PROJECT
 
 SHARE = PROJECT / "provision/files/60-environment/usr/local/share/dev-env"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
