@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import hashlib
 import json
 import os
@@ -107,6 +109,24 @@ def test_profiles_are_installed_replaced_and_removed(tmp_path: Path) -> None:
     assert deployment["spec"]["replicas"] == 2
     assert charts.down([]) == ["orders"]
     assert charts.installed() == []
+
+
+def test_up_that_was_cut_off_is_told_and_down_clears_it(tmp_path: Path) -> None:
+    up("hello")
+    # As helm leaves it when it is killed: the release is written down, and not as deployed.
+    (secret,) = [each["metadata"]["name"] for each in items("secrets") if each["type"] == "helm.sh/release.v1"]
+    found = json.loads(run(["kubectl", "get", "secret", secret, "-o", "json"]))
+    record = json.loads(gzip.decompress(base64.b64decode(base64.b64decode(found["data"]["release"]))))
+    record["info"]["status"] = "pending-install"
+    text = base64.b64encode(gzip.compress(json.dumps(record).encode())).decode()
+    changed = {"metadata": {"labels": {"status": "pending-install"}}, "stringData": {"release": text}}
+    run(["kubectl", "patch", "secret", secret, "--patch", json.dumps(changed)])
+    with pytest.raises(Failure, match="another operation") as refused:
+        up("hello")
+    assert "dev-env down hello" in refused.value.hint
+    assert charts.down(["hello"]) == ["hello"]
+    up("hello")
+    charts.down([])
 
 
 def test_what_others_installed_stays(tmp_path: Path) -> None:
