@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import hashlib
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_env import Failure, charts, files, names, state
+from dev_env import Failure, api, charts, files, names, state
 from dev_env.api import Api, Refused
 from dev_env.tools import items, run
 
@@ -170,6 +173,28 @@ def test_exported_file_brings_all_back_elsewhere(tmp_path: Path) -> None:
     charts.down([])
 
 
+def test_chart_of_a_repository_is_installed_in_its_version_and_only_with_its_digest(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    run(["helm", "package", str(SHARE / "charts/hello"), "--destination", str(site)])
+    run(["helm", "repo", "index", str(site)])
+    values = tmp_path / "values.yaml"
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        chart = {"chart": "hello", "repo": f"http://127.0.0.1:{server.server_port}", "version": "1.0.0"}
+        digest = charts.digest_of(site / "hello-1.0.0.tgz")
+        values.write_text(json.dumps({"charts": {"far": {**chart, "digest": digest}}}))
+        up(str(values))
+        text, notes = charts.exported(None)
+        assert (digest in text, notes) == (True, [])
+        values.write_text(json.dumps({"charts": {"far": {**chart, "digest": f"sha256:{'0' * 64}"}}}))
+        with pytest.raises(Failure, match="the chart is another than the file says"):
+            up(str(values))
+        charts.down([])
+        server.shutdown()
+
+
 def test_names_and_ports_come_and_go_with_their_services() -> None:
     spec = {"selector": {"a": "b"}, "ports": [{"name": "http", "port": 80}, {"name": "db", "port": 5432}]}
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "shop"}, "spec": spec}
@@ -214,6 +239,13 @@ def test_chart_that_cannot_be_had_stops_before_anything_is_changed(tmp_path: Pat
     with pytest.raises(Failure, match="b: there is no chart"):
         up(str(values))
     assert charts.installed() == []
+
+
+def test_watch_that_the_cluster_refuses_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert next(Api().changes("Service")) is None
+    monkeypatch.setitem(api.PATHS, "Service", "/api/v1/{}nothing")
+    with pytest.raises(Refused, match="404"):
+        next(Api().changes("Service"))
 
 
 def test_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
