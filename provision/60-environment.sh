@@ -8,6 +8,9 @@ systemctl --quiet enable dev-env-ready.target dev-env-names.service
 # kubectl and helm find the cluster in every session, also in those that read no shell profile.
 echo 'KUBECONFIG=/etc/rancher/k3s/k3s.yaml' >> /etc/environment
 
+# Hints say `journalctl -u k3s`.
+usermod --append --groups systemd-journal dev
+
 # Where the sample expects the files that the host shares.
 install -d -o dev -g dev /home/dev/src
 

@@ -69,6 +69,10 @@ def test_command(host: Host, command: str, said: str) -> None:
     assert said in host.check_output(command)
 
 
+def test_dev_may_read_what_hints_point_to(host: Host) -> None:
+    assert "k3s.service" in host.check_output("journalctl --quiet -b -u k3s -o json -n 1")
+
+
 def test_wrong_input_is_told_without_a_traceback(host: Host) -> None:
     done = host.run("dev-env up no-such-profile")
     assert done.rc == 1
