@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -101,6 +102,24 @@ def test_all_is_as_before_when_the_cluster_does_not_come_up(
     assert starts == [program("v1.1.0"), program("v1.0.0")]
     assert (targets / "helm").read_bytes() == program("v1.0.0")
     assert sorted(each.name for each in targets.iterdir()) == ["helm", "k3s"]
+
+
+def test_full_disk_changes_nothing(targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copy2
+
+    def full(source: Path, to: Path) -> None:
+        if to.name == ".helm.before-update":
+            raise OSError("No space left on device")
+        copy(source, to)
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    path = bundle(tmp_path / "update.tar", {"k3s": program("v1.1.0"), "helm": program("v1.1.0")})
+    with pytest.raises(Failure, match="all is as it was before: No space left"):
+        update.update(str(path), "", said)
+    assert {each.name: each.read_bytes() for each in targets.iterdir()} == dict.fromkeys(
+        ("k3s", "helm"), program("v1.0.0")
+    )
+    assert (tmp_path / "db" / "state.db").read_text() == "old"
 
 
 def test_cluster_that_does_not_come_up_with_the_old_programs_either_is_told(

@@ -65,7 +65,7 @@ def test_ingress_leads_to_the_service_by_http_and_https_and_goes_with_it() -> No
         service("kubernetes"),
         service(type="ExternalName"),
         service(meta={"annotations": {"dev-env/names": "off"}}),
-        service(meta={"labels": {"app.kubernetes.io/managed-by": "dev-env"}, "ownerReferences": [{"name": "other"}]}),
+        service(meta={"labels": {"app.kubernetes.io/managed-by": "dev-env"}}),
         service(meta={"deletionTimestamp": "now"}),
     ],
 )

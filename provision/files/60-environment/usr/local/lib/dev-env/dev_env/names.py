@@ -115,7 +115,7 @@ def given_ports(services: Sequence[Object]) -> dict[tuple[str, str, int], int]:
     for service in services:
         namespace, name = _identity(service)
         if service["metadata"].get("labels", {}).get(MANAGED) == OURS:
-            (name,) = (owner["name"] for owner in service["metadata"]["ownerReferences"])
+            name = (service["metadata"].get("ownerReferences") or [service["metadata"]])[0]["name"]
         for port in service["spec"].get("ports", []):
             if port.get("nodePort") in TCP_RANGE:
                 given[namespace, name, port["port"]] = port["nodePort"]

@@ -14,7 +14,7 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def replace(files: Mapping[str, Path], report: Report, seconds: float) -> None:
     Raises:
         Failure: The cluster did not become ready; all is as before.
     """
-    kept: dict[Path, Path] = {}
+    kept: dict[Path, Path | None] = {}
     restart = any(name.startswith("k3s") for name in files)
     targets = [TARGETS[name] for name in files]
     try:
@@ -158,9 +158,10 @@ def replace(files: Mapping[str, Path], report: Report, seconds: float) -> None:
             _stop()
             targets.append(DATASTORE)
         for target in targets:
-            if target.exists():
-                _copy(target, old := target.with_name(f".{target.name}.before-update"))
-                kept[target] = old
+            old = target.with_name(f".{target.name}.before-update") if target.exists() else None
+            if old:
+                _copy(target, old)
+            kept[target] = old
         for name, path in files.items():
             _place(path, TARGETS[name])
             report(f"{name} replaced")
@@ -169,22 +170,22 @@ def replace(files: Mapping[str, Path], report: Report, seconds: float) -> None:
     except (Failure, OSError, KeyboardInterrupt) as error:
         report("it did not work; putting the old ones back")
         why = str(error) or "it was interrupted"
-        _put_back(targets, kept, why, report, restart=restart)
+        _put_back(kept, why, report, restart=restart)
         hint = getattr(error, "hint", "") or "`journalctl -u k3s`"
         raise Failure(f"the update failed, all is as it was before: {why}", hint) from error
-    for old in kept.values():
+    for old in filter(None, kept.values()):
         _remove(old)
 
 
-def _put_back(targets: Sequence[Path], kept: Mapping[Path, Path], why: str, report: Report, *, restart: bool) -> None:
+def _put_back(kept: Mapping[Path, Path | None], why: str, report: Report, *, restart: bool) -> None:
+    """Undo what was begun: only what is in `kept` may have been touched."""
     if restart:
         _stop()
-    for target in targets:
-        if target in kept:
+    for target, old in kept.items():
+        if not old or target.is_dir():
             _remove(target)
-            kept[target].replace(target)
-        elif target != DATASTORE:
-            _remove(target)
+        if old:
+            old.replace(target)
     if not restart:
         return
     try:
