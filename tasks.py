@@ -27,7 +27,7 @@ from vmimage.machine import FORWARDS
 from vmimage.many import build_all
 from vmimage.profiles import HYPERVISORS
 from vmimage.runner import find_public_keys, machine_like, run_release
-from vmimage.seed import make_seed
+from vmimage.seed import existing_seed, make_seed
 from vmimage.settings import options
 from vmimage.share import find_private_key, make_share, run_share
 from vmimage.spec import load_spec
@@ -229,6 +229,7 @@ def doctor(_: Context, accelerator: str | None = None, json: bool = False) -> No
         "firmware": "bios or uefi",
         "ssh-key": "public key that may log in; your own when not given",
         "disk": "file that keeps changes; made if it is not there",
+        "seed": "what `invoke seed` wrote, instead of a seed with your key",
         "ssh-port": PORT,
         "http-port": PORT,
         "https-port": PORT,
@@ -244,6 +245,7 @@ def run(
     firmware: str = "bios",
     ssh_key: str | None = None,
     disk: str | None = None,
+    seed: str | None = None,
     ssh_port: int = 2222,
     http_port: int = 8080,
     https_port: int = 8443,
@@ -263,8 +265,9 @@ def run(
             profile=profile,
             firmware=kind,
             ports=dict(zip(FORWARDS, (ssh_port, http_port, https_port, kubernetes_port), strict=True)),
-            public_keys=find_public_keys(ssh_key, Path.home() / ".ssh"),
+            public_keys=[] if seed else find_public_keys(ssh_key, Path.home() / ".ssh"),
             disk=Path(disk).absolute() if disk else None,
+            seed=existing_seed(seed) if seed else None,
         )
 
 

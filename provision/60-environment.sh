@@ -8,6 +8,9 @@ systemctl --quiet enable dev-env-ready.target dev-env-names.service
 # kubectl and helm find the cluster in every session, also in those that read no shell profile.
 echo 'KUBECONFIG=/etc/rancher/k3s/k3s.yaml' >> /etc/environment
 
+# Hints say `journalctl -u k3s`.
+usermod --append --groups systemd-journal dev
+
 # Where the sample expects the files that the host shares.
 install -d -o dev -g dev /home/dev/src
 
@@ -19,7 +22,8 @@ cd "$work"
 pack() { tar --format=ustar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$@"; }
 pack layer.tar -C root .
 layer=$(sha256sum layer.tar | cut -d ' ' -f 1)
-printf '{"architecture":"amd64","os":"linux","config":{"Cmd":["busybox","httpd","-f","-p","8080","-h","/www"],"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}\n' "$layer" > config.json
+printf '{"architecture":"%s","os":"linux","config":{"Cmd":["busybox","httpd","-f","-p","8080","-h","/www"],"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}\n' \
+    "$(dpkg --print-architecture)" "$layer" > config.json
 printf '[{"Config":"config.json","RepoTags":["localhost/hello:1"],"Layers":["layer.tar"]}]\n' > manifest.json
 pack /var/lib/rancher/k3s/agent/images/hello.tar manifest.json config.json layer.tar
 rm -rf "$work"

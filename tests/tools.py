@@ -1,11 +1,15 @@
-"""kubectl and helm for tests, by the project's own pins; what is in a seed; a step that nobody sees."""
+"""What tests share: kubectl and helm by the project's own pins, seeds, bundles, ports, a step that nobody sees."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import json
+import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pycdlib
@@ -40,6 +44,30 @@ def pinned_tools(folder: Path) -> Path:
         tool.write_bytes(Path(path).read_bytes())
         tool.chmod(0o755)
     return into
+
+
+def free_port() -> int:
+    """Return a port of localhost on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def update_bundle(path: Path, files: dict[str, bytes], *, version: str, **wrong: str) -> Path:
+    """Write a bundle as `dev-env update` takes it, of files that say one version.
+
+    Args:
+        wrong: Name -> SHA-256 to write instead of the right one.
+    """
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} | wrong
+    index = {name: {"version": version, "sha256": digest} for name, digest in digests.items()}
+    members = {"update.json": json.dumps({"files": index}).encode(), **files}
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
 
 
 def seed_texts(seed: Path) -> dict[str, str]:

@@ -83,12 +83,15 @@ def run_release(
     ports: Mapping[str, int],
     public_keys: Sequence[str],
     disk: Path | None,
+    seed: Path | None = None,
 ) -> None:
     """Start a release and wait until it is shut down or Ctrl-C.
 
     Args:
         ports: Name (see FORWARDS) -> port on localhost.
+        public_keys: Who may log in; not needed with a seed.
         disk: Overlay that keeps changes; without one they are thrown away at the end.
+        seed: A NoCloud disk; one with the keys is made when not given.
     """
     host.require(("qemu-system-x86_64", "qemu-img"))
     accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
@@ -103,8 +106,9 @@ def run_release(
             unpacked.mkdir(exist_ok=True)
             opened = open_disk(kind, release.file(kind).resolve(), unpacked)
             make_overlay(opened.path, opened.format, overlay)
-        seed = work / "seed.iso"
-        write_seed(seed, public_keys=public_keys, hostname=release.image, instance_id=f"run-{secrets.token_hex(4)}")
+        if not seed:
+            seed = work / "seed.iso"
+            write_seed(seed, public_keys=public_keys, hostname=release.image, instance_id=f"run-{secrets.token_hex(4)}")
         hardware = Hardware(
             profile=profile,
             firmware=firmware,

@@ -32,6 +32,18 @@ def make_seed(to: Path, *, public_keys: Sequence[str], hostname: str, user_data:
         work.unlink(missing_ok=True)
 
 
+def existing_seed(given: str) -> Path:
+    """Return the seed that the user named.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    path = Path(given).expanduser().absolute()
+    if not path.is_file():
+        raise InputError(f"--seed {given}: no file", hint="`invoke seed` writes one")
+    return path
+
+
 def read_user_data(path: Path) -> dict[str, object]:
     """Read a cloud-config.
 

@@ -6,18 +6,13 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import time
 from pathlib import Path
 
-import paramiko
 import pytest
 
 from tests.sandbox import Done, Sandbox, event
-from vmimage.machine import FORWARDS
 from vmimage.run import run
-from vmimage.ssh import connect, make_key
 
 STAGES = ["fetch", "base", "bake", "export", "verify", "release"]
 
@@ -166,71 +161,6 @@ def flipped(file: Path, folder: Path) -> Path:
     data[len(data) // 2] ^= 1
     (folder / file.name).write_bytes(data)
     return folder / file.name
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_run_lets_the_users_key_in_and_ends_on_sigterm(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
-    key = make_key(tmp_path)
-    (tmp_path / "key.pub").write_text(key.public + "\n")
-    ports = {name: free_port() for name in FORWARDS}
-    options = [f"--{name}-port={port}" for name, port in ports.items()]
-    process = sandbox.start("run", "toolbox", "--ssh-key", str(tmp_path / "key.pub"), *options)
-    assert process.stdout
-    assert process.stderr
-    with process.stdout, process.stderr:
-        shown = process.stdout.readline()
-        assert "toolbox" in shown
-        end = time.monotonic() + 420
-        while time.monotonic() < end:
-            assert process.poll() is None, process.stderr.read()
-            try:
-                with connect(ports["ssh"], "dev", key.private) as client:
-                    _, stdout, _ = client.exec_command("kubectl version --client", timeout=60)
-                    assert "v1.37.1" in stdout.read().decode()
-                    break
-            except (OSError, EOFError, paramiko.SSHException):
-                time.sleep(1)
-        else:
-            pytest.fail("the machine did not answer ssh")
-        use_shared_directory(sandbox, tmp_path, ports["ssh"], key.private)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert sandbox.nothing_runs(), sandbox.processes()
-    assert not list((sandbox.cache / "work").iterdir())
-
-
-def use_shared_directory(sandbox: Sandbox, folder: Path, port: int, key: Path) -> None:
-    """Share a directory with a running machine: files come and go both ways, links lead nowhere, Ctrl-C unmounts."""
-    ours = folder / "my files"
-    ours.mkdir()
-    (ours / "from host").write_text("hello\n")
-    (folder / "secret").write_text("secret\n")
-    (ours / "out").symlink_to(folder / "secret")
-    process = sandbox.start("share", str(ours), "--ssh-port", str(port), "--ssh-key", str(key))
-    assert process.stdout
-    assert process.stderr
-    with process.stdout, process.stderr, connect(port, "dev", key) as client:
-
-        def guest(command: str) -> str:
-            _, stdout, stderr = client.exec_command(command, timeout=60)
-            return str((stdout.read() + stderr.read()).decode())
-
-        assert "is /home/dev/my files in" in process.stdout.readline()
-        assert guest("cat 'my files/from host'; stat -c %U 'my files/from host'; sudo ls 'my files'") == (
-            "hello\ndev\nfrom host\nout\n"
-        )
-        assert "No such file" in guest("cat 'my files/out'")
-        assert guest("cd 'my files'; echo new > new; mv new 'from host'; mkdir -p a/b; df . | tail -1 | wc -l") == "1\n"
-        assert (ours / "from host").read_text() == "new\n"
-        assert (ours / "a/b").is_dir()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
-        assert guest("findmnt -t fuse.sshfs; pgrep sshfs; ls -A 'my files'") == ""
 
 
 def test_ctrl_c_stops_a_bake_at_once(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:

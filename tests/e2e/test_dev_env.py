@@ -1,26 +1,53 @@
 """dev-env, built with the tests' stand-in for k3s, which comes from a mirror as the real one would.
 
 With the mirror of the real files (VMIMAGE_TEST_REAL_K3S names it), the same with the real k3s, containers included.
+The tests after the build share one machine, which boots twice: they run in the order of this file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import json
 import os
 import re
+import shlex
+import signal
+import subprocess
 import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import paramiko
 import pytest
 import zstandard
 
-from tests.k3s_stand_in import VERSION, build
+from tests.k3s_stand_in import NEWER, VERSION, build
 from tests.sandbox import Done, Sandbox, copy_project
+from tests.tools import free_port, pinned_tools, update_bundle
 from vmimage import PROJECT
+from vmimage.machine import FORWARDS
+from vmimage.ssh import connect, make_key
 
 REAL = os.environ.get("VMIMAGE_TEST_REAL_K3S", "")
+BOOT_SECONDS = 420.0
+USER_DATA = "#cloud-config\nwrite_files: [{path: /etc/from-user-data, content: here}]\n"
+# Prints the names of files in /home/dev/src of which inotify tells, until it is ended.
+EVENTS = """
+import ctypes, os, struct
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init()
+libc.inotify_add_watch(fd, b"/home/dev/src", 0x8)  # IN_CLOSE_WRITE
+print("watching", flush=True)
+while data := os.read(fd, 4096):
+    (size,) = struct.unpack_from("I", data, 12)
+    print(data[16 : 16 + size].rstrip(b"\\0").decode(), flush=True)
+"""
 
 
 def stand_in_mirror(folder: Path) -> dict[str, str]:
@@ -38,8 +65,8 @@ def stand_in_mirror(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def dev_env(sandbox: Sandbox, release: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The build; it comes after toolbox's, whose base it shares."""
+def place(sandbox: Sandbox, release: Path, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """A copy of the project that pins the stand-in, and exports a qcow2 only."""
     folder = tmp_path_factory.mktemp("dev-env")
     copy_project(PROJECT, folder / "project")
     images = folder / "project" / "images.yaml"
@@ -53,8 +80,13 @@ def dev_env(sandbox: Sandbox, release: Path, tmp_path_factory: pytest.TempPathFa
             )
             assert changed
     images.write_text(text)
-    there = Sandbox(folder / "project", sandbox.cache, sandbox.dist, {"https_proxy": ""})
-    return there.invoke("build-image", "dev-env", "--mirror", mirror, "--json")
+    return Sandbox(folder / "project", sandbox.cache, sandbox.dist, {"https_proxy": "", "VMIMAGE_MIRROR": mirror})
+
+
+@pytest.fixture(scope="module")
+def dev_env(place: Sandbox) -> Done:
+    """The build; it comes after toolbox's, whose base it shares."""
+    return place.invoke("build-image", "dev-env", "--json")
 
 
 def test_dev_env_is_built_verified_and_released(dev_env: Done) -> None:
@@ -66,6 +98,251 @@ def test_dev_env_is_built_verified_and_released(dev_env: Done) -> None:
     checks = {check["name"]: check for check in manifest["verdict"]["checks"]}
     assert set(checks) == {"disk", "qcow2-virtio-uefi", "qcow2-virtio-bios"}
     # What needs containers is skipped with the stand-in, and nothing else.
-    assert sum(check["skipped"] for check in checks.values()) == (0 if REAL else 2)
+    assert sum(check["skipped"] for check in checks.values()) == (0 if REAL else 4)
     outcomes = {seen["stage"]: seen["outcome"] for seen in dev_env.events if seen["event"] == "end"}
     assert outcomes["base"] == "unchanged, from the cache"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A machine that `invoke run` started."""
+
+    place: Sandbox
+    ports: dict[str, int]
+    key: Path
+    kubeconfig: Path
+
+    def log_in(self) -> list[str]:
+        """Return the options with which `invoke` commands log in."""
+        return [f"--ssh-port={self.ports['ssh']}", f"--ssh-key={self.key}"]
+
+    def guest(self, command: str) -> Done:
+        """Run a command in the machine."""
+        with connect(self.ports["ssh"], "dev", self.key) as client:
+            _, stdout, stderr = client.exec_command(command, timeout=BOOT_SECONDS)
+            out, err = stdout.read().decode(), stderr.read().decode()
+            return Done(stdout.channel.recv_exit_status(), out, err)
+
+    def said(self, command: str) -> str:
+        """Run a command in the machine that works; returns its output."""
+        done = self.guest(command)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def put(self, file: Path, to: str) -> None:
+        """Copy a file into the machine by sftp."""
+        with connect(self.ports["ssh"], "dev", self.key) as client, client.open_sftp() as sftp:
+            sftp.put(str(file), to)
+
+    def page(self, host: str) -> str:
+        """Return what the host gets at http://HOST:PORT/."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports["http"], timeout=10)
+        try:
+            connection.request("GET", "/", headers={"Host": f"{host}:{self.ports['http']}"})
+            return connection.getresponse().read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            return str(error)
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def machine(dev_env: Done, place: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A machine with a seed of `invoke seed`, and a disk that keeps changes."""
+    assert dev_env.returncode == 0, dev_env.stderr
+    folder = tmp_path_factory.mktemp("machine")
+    key = make_key(folder)
+    (folder / "key.pub").write_text(key.public + "\n")
+    (folder / "user-data").write_text(USER_DATA)
+    options = [f"--user-data={folder}/user-data", f"--output={folder}/seed.iso", "--hostname=desk"]
+    made = place.invoke("seed", f"--ssh-key={folder}/key.pub", *options)
+    assert made.returncode == 0, made.stderr
+    ports = {name: free_port() for name in FORWARDS}
+    options = [f"--{name}-port={port}" for name, port in ports.items()]
+    process = place.start("run", "dev-env", f"--disk={folder}/disk.qcow2", f"--seed={folder}/seed.iso", *options)
+    assert process.stdout
+    assert process.stderr
+    running = Running(place, ports, key.private, folder / "kubeconfig")
+    with process.stdout, process.stderr:
+        try:
+            until(lambda: answers(running, process))
+            yield running
+        finally:
+            process.send_signal(signal.SIGTERM)
+            ended = process.wait(timeout=60)
+    assert ended == 128 + signal.SIGTERM
+    assert place.nothing_runs(), place.processes()
+    assert not list((place.cache / "work").iterdir())
+
+
+def until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + BOOT_SECONDS
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.5)
+
+
+def answers(running: Running, process: subprocess.Popen[str]) -> bool:
+    assert process.poll() is None, process.stderr and process.stderr.read()
+    try:
+        return running.guest("true").returncode == 0
+    except (OSError, EOFError, paramiko.SSHException):
+        return False
+
+
+def kubectl(machine: Running, folder: Path, *arguments: str) -> str:
+    """Run the host's real kubectl, in the machine's context."""
+    argv = [str(pinned_tools(folder) / "kubectl"), "--kubeconfig", str(machine.kubeconfig), "--context=dev-env"]
+    done = subprocess.run([*argv, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_seed_gives_the_machine_its_key_its_name_and_user_data(machine: Running) -> None:
+    assert machine.said("hostname; cat /etc/from-user-data; echo; id -un") == "desk\nhere\ndev"
+
+
+def test_kubectl_of_the_host_reaches_the_cluster_through_the_forwarded_port(machine: Running, tmp_path: Path) -> None:
+    other = {"name": "other", "cluster": {"server": "https://192.0.2.1"}}
+    machine.kubeconfig.write_text(json.dumps({"clusters": [other], "current-context": "other"}))
+    machine.said("dev-env wait")
+    options = [f"--kubeconfig={machine.kubeconfig}", f"--kubernetes-port={machine.ports['kubernetes']}"]
+    done = machine.place.invoke("kubeconfig", *options, *machine.log_in(), timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert kubectl(machine, tmp_path, "get", "nodes", "-o", "name") == "node/dev-env"
+    assert kubectl(machine, tmp_path, "config", "current-context") == "other"
+    assert "192.0.2.1" in kubectl(machine, tmp_path, "config", "view")
+
+
+@contextmanager
+def shared(machine: Running, folder: Path, *options: str) -> Iterator[Callable[[str], None]]:
+    """Share a directory; yields what waits until `invoke share` has said something."""
+    process = machine.place.start("share", str(folder), *options, *machine.log_in())
+    watchdog = threading.Timer(BOOT_SECONDS, process.kill)
+    watchdog.start()
+    assert process.stdout
+    assert process.stderr
+    lines = process.stdout
+
+    def said(text: str) -> None:
+        for line in lines:
+            if text in line:
+                return
+        pytest.fail(f"it never said {text!r}")
+
+    try:
+        with process.stdout, process.stderr:
+            said("Ctrl-C unmounts it")
+            yield said
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """The profile `frontend`, whose files are in a directory of this host."""
+
+    page: Path
+    said: Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def frontend(machine: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """A page of this host, shared until the end."""
+    page = tmp_path_factory.mktemp("src") / "index.html"
+    page.write_text("first\n")
+    with shared(machine, page.parent, "/home/dev/src", "--notify") as said:
+        machine.said("dev-env up frontend")
+        yield Frontend(page, said)
+
+
+def test_name_answers_on_the_host(machine: Running, frontend: Frontend) -> None:
+    expected = "first\n" if REAL else "the stand-in would ask the service default/frontend\n"
+    until(lambda: machine.page("frontend.localhost") == expected)
+    assert "404" in machine.page("other.localhost")
+
+
+def test_edit_on_the_host_is_told_and_is_where_the_pod_mounts_it_but_the_stand_in_has_no_pod(
+    machine: Running, frontend: Frontend
+) -> None:
+    path = "{.spec.template.spec.volumes[0].hostPath.path}"
+    mounted = machine.said(f"kubectl get deployment frontend -o jsonpath='{path}'")
+    assert machine.said(f"cat {mounted}/index.html") == "first"
+    with connect(machine.ports["ssh"], "dev", machine.key) as client:
+        _, events, _ = client.exec_command(f"timeout 60 python3 -c {shlex.quote(EVENTS)}")
+        assert events.readline() == "watching\n"
+        frontend.page.write_text("second\n")
+        assert events.readline() == "index.html\n"
+    assert machine.said(f"cat {mounted}/index.html") == "second"
+    if REAL:
+        until(lambda: machine.page("frontend.localhost") == "second\n")
+
+
+def test_shared_directory_is_used_from_both_sides_and_links_lead_nowhere(machine: Running, tmp_path: Path) -> None:
+    ours = tmp_path / "my files"
+    ours.mkdir()
+    (ours / "from host").write_text("hello\n")
+    (tmp_path / "secret").write_text("secret\n")
+    (ours / "out").symlink_to(tmp_path / "secret")
+    with shared(machine, ours):
+        seen = "cat 'my files/from host'; stat -c %U 'my files/from host'; sudo ls 'my files'; cat 'my files/out'"
+        done = machine.guest(seen)
+        assert done.stdout == "hello\ndev\nfrom host\nout\n"
+        assert "No such file" in done.stderr
+        assert (
+            machine.said("cd 'my files'; echo new > new; mv new 'from host'; mkdir -p a/b; df . | tail -1 | wc -l")
+            == "1"
+        )
+        assert (ours / "from host").read_text() == "new\n"
+        assert (ours / "a/b").is_dir()
+    assert machine.said("findmnt '/home/dev/my files'; ls -A 'my files'; pgrep -cx sshfs") == "1", "the other share's"
+
+
+def test_reboot_brings_the_share_and_the_same_cluster_back(
+    machine: Running, frontend: Frontend, tmp_path: Path
+) -> None:
+    boot = "cat /proc/sys/kernel/random/boot_id"
+    before = machine.said(boot)
+    machine.guest("sudo reboot")
+    frontend.said("mounted again: /home/dev/src")
+    assert machine.said(boot) != before
+    frontend.page.write_text("after\n")
+    until(lambda: machine.guest("cat /home/dev/src/index.html").stdout == "after\n")
+    # `systemctl start` waits as long as the target does.
+    machine.said("sudo systemctl start dev-env-ready.target && dev-env status | grep ^ready")
+    # With the certificate of the authority that it had before.
+    assert kubectl(machine, tmp_path, "get", "deployment", "frontend", "-o", "name") == "deployment.apps/frontend"
+    if REAL:
+        until(lambda: machine.page("frontend.localhost") == "after\n")
+
+
+def update(machine: Running, folder: Path, version: str, *, comes_up: bool) -> Done:
+    """Update the machine to a stand-in of another version."""
+    build(folder / "k3s", version=version, comes_up=comes_up)
+    file = update_bundle(folder / "update.tar", {"k3s": (folder / "k3s").read_bytes()}, version=version)
+    machine.put(file, "update.tar")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    patience = "" if comes_up else "--timeout 5"
+    return machine.guest(f"sudo dev-env update --from update.tar --sha256 {digest} {patience}")
+
+
+@pytest.mark.skipif(bool(REAL), reason="the real k3s is not replaced by the stand-in")
+def test_update_to_a_newer_stand_in(machine: Running, tmp_path: Path) -> None:
+    done = update(machine, tmp_path, NEWER, comes_up=True)
+    assert done.returncode == 0, done.stderr
+    assert f"updated: k3s {NEWER}" in done.stdout
+    assert json.loads(machine.said("dev-env version --json"))["k3s"] == NEWER
+    assert machine.said("kubectl get nodes -o jsonpath='{.items[*].status.nodeInfo.kubeletVersion}'") == NEWER
+
+
+def test_update_to_a_stand_in_that_does_not_come_up_is_taken_back(machine: Running, tmp_path: Path) -> None:
+    before = machine.said("dev-env version; kubectl get deployments --all-namespaces -o name")
+    done = update(machine, tmp_path, "v1.36.9+k3s1", comes_up=False)
+    assert done.returncode == 1
+    assert "all is as it was before: the cluster is not ready" in done.stderr
+    assert machine.said("dev-env version; kubectl get deployments --all-namespaces -o name") == before
+    assert machine.said("sudo find /usr/local/bin /var/lib/rancher/k3s -name '*before-update*'") == ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import pytest
 from testinfra.host import Host
 
 from vmimage.disk import RawDisk
+
+SAW_CHARACTERS = 1000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,6 +56,31 @@ def root(host: Host) -> Iterator[Host]:
     """The machine, with commands run as root."""
     with host.sudo():
         yield host
+
+
+@pytest.fixture(autouse=True)
+def saw(
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every command in the guest and its answer go into junit.xml, with the check that asked."""
+    if "host" not in request.fixturenames:
+        return
+    backend = request.getfixturevalue("host").backend
+    run, last = backend.run, [""]
+
+    def recorded(command: str, *args: str, **options: object) -> Any:
+        result = run(command, *args, **options)
+        said = (result.stdout + result.stderr).strip()[:SAW_CHARACTERS]
+        text = f"$ {backend.quote(command, *args)}\n{said}\n[{result.rc}]"
+        if text != last[0]:
+            # XML takes no control characters.
+            record_property("saw", "".join(each for each in text if each.isprintable() or each in "\n\t"))
+            last[0] = text
+        return result
+
+    monkeypatch.setattr(backend, "run", recorded)
 
 
 @pytest.fixture(scope="session")

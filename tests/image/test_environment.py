@@ -25,6 +25,14 @@ def real(host: Host) -> None:
         pytest.skip("the stand-in for k3s runs no containers")
 
 
+@pytest.fixture
+def address(host: Host) -> str:
+    """Where ports arrive that are forwarded to the machine."""
+    links = json.loads(host.check_output("ip -json -4 address show scope global"))
+    (found,) = [each["local"] for link in links for each in link["addr_info"] if each.get("dynamic")]
+    return str(found)
+
+
 def seconds_until(done: Callable[[], bool]) -> float:
     started = time.monotonic()
     while not done():
@@ -61,6 +69,10 @@ def test_command(host: Host, command: str, said: str) -> None:
     assert said in host.check_output(command)
 
 
+def test_dev_may_read_what_hints_point_to(host: Host) -> None:
+    assert "k3s.service" in host.check_output("journalctl --quiet -b -u k3s -o json -n 1")
+
+
 def test_wrong_input_is_told_without_a_traceback(host: Host) -> None:
     done = host.run("dev-env up no-such-profile")
     assert done.rc == 1
@@ -81,12 +93,12 @@ def test_sample_runs_without_a_network(host: Host) -> None:
 
 
 @pytest.mark.usefixtures("real")
-def test_page_of_the_sample_by_name(host: Host) -> None:
+def test_page_of_the_sample_by_name(host: Host, address: str) -> None:
     def answered() -> bool:
-        return "Hello from your" in host.run("curl -s -H 'Host: hello.localhost' http://127.0.0.1/").stdout
+        return "Hello from your" in host.run(f"curl -s -H 'Host: hello.localhost' http://{address}/").stdout
 
     seconds_until(answered)
-    secure = "curl -sk --connect-to hello.localhost:8443:127.0.0.1:443 https://hello.localhost:8443/"
+    secure = f"curl -sk --connect-to hello.localhost:8443:{address}:443 https://hello.localhost:8443/"
     assert "Hello from your" in host.check_output(secure)
 
 
@@ -138,9 +150,26 @@ def test_plain_tcp_gets_a_port_of_the_range_and_export_brings_all_back(host: Hos
 
 
 @pytest.mark.usefixtures("real")
-def test_files_of_the_machine_are_served_live(host: Host) -> None:
+def test_plain_tcp_answers_at_its_port(host: Host, address: str) -> None:
+    (line,) = [line for line in host.check_output("dev-env up services").splitlines() if "(port 7000)" in line]
+    port = line.split("localhost:")[1].split()[0]
+    seconds_until(lambda: host.run(f"echo hello | busybox timeout 5 busybox nc {address} {port}").stdout == "hello\n")
+    host.check_output("dev-env down")
+
+
+@pytest.mark.usefixtures("real")
+def test_pods_find_services_and_the_machine_by_name(host: Host) -> None:
+    ask = "kubectl run asks --quiet --image=localhost/hello:1 --restart=Never --rm -i -- busybox nslookup"
+    found = host.check_output(f"{ask} kubernetes.default.svc.cluster.local").splitlines()
+    assert [line for line in found if line.endswith(" 10.43.0.1")], found
+    # Not the cluster's: systemd-resolved is asked, as for names of the internet.
+    assert "127.0.0.1" in host.check_output(f"{ask} dev-env.localhost")
+
+
+@pytest.mark.usefixtures("real")
+def test_files_of_the_machine_are_served_live(host: Host, address: str) -> None:
     host.check_output("echo first > /home/dev/src/index.html; dev-env up frontend")
-    page = "curl -s -H 'Host: frontend.localhost' http://127.0.0.1/"
+    page = f"curl -s -H 'Host: frontend.localhost' http://{address}/"
     seconds_until(lambda: host.run(page).stdout == "first\n")
     host.check_output("echo second > /home/dev/src/index.html")
     assert host.check_output(page) == "second"

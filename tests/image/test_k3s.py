@@ -9,6 +9,16 @@ from testinfra.host import Host
 from .conftest import Context
 
 IMAGES = "/var/lib/rancher/k3s/agent/images"
+ADDRESS = "203.0.113.254"
+# Asks for the address of "localhost", as RFC 1035 has it.
+LOOK_UP = f"""
+import socket
+question = bytes.fromhex("000101000001000000000000") + b"\\x09localhost\\0" + bytes.fromhex("00010001")
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asks:
+    asks.settimeout(10)
+    asks.sendto(question, ("{ADDRESS}", 53))
+    print(socket.inet_ntoa(asks.recv(512)[len(question) + 12 :][:4]))
+"""
 KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
 
 
@@ -21,6 +31,25 @@ def test_k3s_starts_at_boot_without_a_network(root: Host) -> None:
     assert root.service("k3s").is_running
     routes = json.loads(root.check_output("ip -json route show default"))
     assert [route["dev"] for route in routes if route["dev"] == "dev-env0"] == ["dev-env0"]
+
+
+def test_node_reports_of_this_boot_and_this_version(host: Host, context: Context) -> None:
+    (node,) = json.loads(host.check_output("kubectl get nodes -o json"))["items"]
+    info = node["status"]["nodeInfo"]
+    assert info["bootID"] == host.check_output("cat /proc/sys/kernel/random/boot_id")
+    assert info["kubeletVersion"] == context.version("k3s")
+
+
+def test_machine_answers_for_name_servers_where_pods_ask(host: Host) -> None:
+    assert f"nameserver {ADDRESS}" in host.check_output(
+        "cat $(sed -n 's/^resolv-conf: //p' /etc/rancher/k3s/config.yaml)"
+    )
+    assert host.check_output("python3 -c %s", LOOK_UP) == "127.0.0.1"
+
+
+def test_containers_are_ended_before_the_machine_goes_down(root: Host) -> None:
+    assert root.service("k3s-shutdown").is_running
+    assert "k3s.service" in root.check_output("systemctl show -p Before --value k3s-shutdown").split()
 
 
 def test_images_are_there_before_the_first_start(root: Host) -> None:
@@ -40,7 +69,7 @@ def test_dev_uses_the_cluster(host: Host) -> None:
     conditions = {each["type"]: each["status"] for each in nodes[0]["status"]["conditions"]}
     assert conditions["Ready"] == "True"
     addresses = [each["address"] for each in nodes[0]["status"]["addresses"] if each["type"] == "InternalIP"]
-    assert addresses == ["203.0.113.254"]
+    assert addresses == [ADDRESS]
 
 
 def test_cluster_survives_another_hostname_and_a_restart(root: Host) -> None:

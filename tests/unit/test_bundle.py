@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import tarfile
+import shutil
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 from dev_env import Failure, update
 
+from tests.tools import update_bundle
 from vmimage import PROJECT
 from vmimage.bundle import write_bundle
 from vmimage.errors import InputError
@@ -46,21 +45,16 @@ def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(update, "TARGETS", {name: folder / name for name in ("k3s", "helm")})
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("os.chown", lambda *_: None)
-    monkeypatch.setattr(update, "_restart", said)
+    monkeypatch.setattr(update, "DATASTORE", tmp_path / "db")
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "state.db").write_text("old")
+    monkeypatch.setattr(update, "_stop", lambda: None)
+    monkeypatch.setattr(update, "_start", lambda *_: None)
     return folder
 
 
-def bundle(path: Path, files: dict[str, bytes], **changes: str) -> Path:
-    index = {name: {"version": "v1.1.0", "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    for name, digest in changes.items():
-        index[name]["sha256"] = digest
-    members = {"update.json": json.dumps({"files": index}).encode(), **files}
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
+def bundle(path: Path, files: dict[str, bytes], **wrong: str) -> Path:
+    return update_bundle(path, files, version="v1.1.0", **wrong)
 
 
 def test_bundle_holds_the_pins_and_the_guest_takes_it(plan: Plan, tmp_path: Path) -> None:
@@ -92,18 +86,54 @@ def test_all_is_as_before_when_the_cluster_does_not_come_up(
 ) -> None:
     starts = []
 
-    def restart(_: Callable[[str], None]) -> None:
+    def start(_: Callable[[str], None], seconds: float) -> None:
         starts.append((targets / "k3s").read_bytes())
         if len(starts) == 1:
+            assert seconds == 5
+            (tmp_path / "db" / "state.db").write_text("what only the new one understands")
             raise Failure("the cluster is not ready")
 
-    monkeypatch.setattr(update, "_restart", restart)
+    monkeypatch.setattr(update, "_start", start)
     path = bundle(tmp_path / "update.tar", {"k3s": program("v1.1.0"), "helm": program("v1.1.0")})
     with pytest.raises(Failure, match="all is as it was before: the cluster is not ready"):
-        update.update(str(path), "", said)
+        update.update(str(path), "", said, seconds=5)
+    assert (tmp_path / "db" / "state.db").read_text() == "old"
+    assert not (tmp_path / ".db.before-update").exists()
     assert starts == [program("v1.1.0"), program("v1.0.0")]
     assert (targets / "helm").read_bytes() == program("v1.0.0")
     assert sorted(each.name for each in targets.iterdir()) == ["helm", "k3s"]
+
+
+def test_full_disk_changes_nothing(targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copy2
+
+    def full(source: Path, to: Path) -> None:
+        if to.name == ".helm.before-update":
+            raise OSError("No space left on device")
+        copy(source, to)
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    path = bundle(tmp_path / "update.tar", {"k3s": program("v1.1.0"), "helm": program("v1.1.0")})
+    with pytest.raises(Failure, match="all is as it was before: No space left"):
+        update.update(str(path), "", said)
+    assert {each.name: each.read_bytes() for each in targets.iterdir()} == dict.fromkeys(
+        ("k3s", "helm"), program("v1.0.0")
+    )
+    assert (tmp_path / "db" / "state.db").read_text() == "old"
+
+
+def test_cluster_that_does_not_come_up_with_the_old_programs_either_is_told(
+    targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object) -> None:
+        raise Failure(f"not ready with {(targets / 'k3s').read_text().split()[-1]}")
+
+    monkeypatch.setattr(update, "_start", start)
+    path = bundle(tmp_path / "update.tar", {"k3s": program("v1.1.0")})
+    with pytest.raises(
+        Failure, match=r"failed: not ready with v1\.1\.0\n.* not ready with them: not ready with v1\.0\.0"
+    ):
+        update.update(str(path), "", said)
 
 
 @pytest.mark.parametrize(

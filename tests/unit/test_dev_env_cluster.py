@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import gzip
+import hashlib
 import json
 import os
-import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from dev_env import Failure, charts, files, names, state
-from dev_env.api import Api
+from dev_env import Failure, api, charts, files, names, state
+from dev_env.api import Api, Refused
 from dev_env.tools import items, run
 
-from tests.k3s_stand_in import build
-from tests.tools import pinned_tools
+from tests.k3s_stand_in import NEWER, VERSION, build
+from tests.tools import free_port, pinned_tools
 from vmimage import PROJECT
 
 SHARE = PROJECT / "provision/files/60-environment/usr/local/share/dev-env"
@@ -26,16 +32,14 @@ SHARE = PROJECT / "provision/files/60-environment/usr/local/share/dev-env"
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a running stand-in: its kubeconfig, data and settings."""
     folder = tmp_path_factory.mktemp("cluster")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, http_port = free_port(), free_port()
     build(folder / "k3s")
     (folder / "config.yaml").write_text(
         f"write-kubeconfig: {folder}/k3s.yaml\nwrite-kubeconfig-mode: '0640'\nnode-name: dev-env\n"
         f"https-listen-port: '{port}'\ndata-dir: {folder}/data\nbind-address: 127.0.0.1\n"
     )
     command = ["python3", str(folder / "k3s"), "server", "--config", str(folder / "config.yaml")]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, env={**os.environ, "STAND_IN_HTTP_PORT": str(http_port)}) as process:
         end = time.monotonic() + 30
         while not (folder / "k3s.yaml").exists() and time.monotonic() < end:
             assert process.poll() is None
@@ -46,7 +50,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def environment(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(pinned_tools(tmp_path)), prepend=os.pathsep)
+    for folder in (pinned_tools(tmp_path), cluster):
+        monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setenv("KUBECONFIG", str(cluster / "k3s.yaml"))
     monkeypatch.setattr(files, "READER", SHARE / "reader")
     monkeypatch.setattr(files, "PROFILES", SHARE / "profiles")
@@ -60,9 +65,38 @@ def up(*arguments: str) -> None:
 
 def test_cluster_is_ready_and_its_kubeconfig_is_for_its_group(cluster: Path) -> None:
     assert (cluster / "k3s.yaml").stat().st_mode & 0o777 == 0o640
-    assert state.wait(print) > 0
-    assert json.loads(state.READY.read_text())["seconds_since_boot"] > 0
+    state.wait(print, 60)
+    first = state.note_ready()
+    assert first > 0
+    assert state.note_ready() == first, "the first time stays"
     assert state.status()[0].startswith("ready (after ")
+
+
+def test_what_the_api_tells_of_another_boot_or_another_k3s_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = tmp_path / "bin"
+    newer.mkdir()
+    build(newer / "k3s", version=NEWER)
+    monkeypatch.setenv("PATH", str(newer), prepend=os.pathsep)
+    assert state.missing() == [f"the node still runs {VERSION}"]
+    (tmp_path / "boot").write_text("another\n")
+    monkeypatch.setattr(state, "BOOT", tmp_path / "boot")
+    assert state.missing() == ["the node has not reported since the machine was switched on"]
+    with pytest.raises(Failure, match="the cluster is not ready: the node has not"):
+        state.wait(print, 0)
+
+
+def test_ready_means_that_names_answer() -> None:
+    (traefik,) = [each for each in items("services", namespace="kube-system") if each["metadata"]["name"] == "traefik"]
+    (web,) = [port for port in traefik["spec"]["ports"] if port["name"] == "web"]
+    closed = {"spec": {"ports": [{**web, "port": free_port()}, *traefik["spec"]["ports"][1:]]}}
+    patch = ["kubectl", "patch", "service", "traefik", "--namespace=kube-system", "--type=merge", "--patch"]
+    run([*patch, json.dumps(closed)])
+    (lack,) = state.missing()
+    assert lack.startswith("traefik does not answer yet (")
+    run([*patch, json.dumps({"spec": {"ports": traefik["spec"]["ports"]}})])
+    assert state.missing() == []
 
 
 def test_profiles_are_installed_replaced_and_removed(tmp_path: Path) -> None:
@@ -78,6 +112,24 @@ def test_profiles_are_installed_replaced_and_removed(tmp_path: Path) -> None:
     assert deployment["spec"]["replicas"] == 2
     assert charts.down([]) == ["orders"]
     assert charts.installed() == []
+
+
+def test_up_that_was_cut_off_is_told_and_down_clears_it(tmp_path: Path) -> None:
+    up("hello")
+    # As helm leaves it when it is killed: the release is written down, and not as deployed.
+    (secret,) = [each["metadata"]["name"] for each in items("secrets") if each["type"] == "helm.sh/release.v1"]
+    found = json.loads(run(["kubectl", "get", "secret", secret, "-o", "json"]))
+    record = json.loads(gzip.decompress(base64.b64decode(base64.b64decode(found["data"]["release"]))))
+    record["info"]["status"] = "pending-install"
+    text = base64.b64encode(gzip.compress(json.dumps(record).encode())).decode()
+    changed = {"metadata": {"labels": {"status": "pending-install"}}, "stringData": {"release": text}}
+    run(["kubectl", "patch", "secret", secret, "--patch", json.dumps(changed)])
+    with pytest.raises(Failure, match="another operation") as refused:
+        up("hello")
+    assert "dev-env down hello" in refused.value.hint
+    assert charts.down(["hello"]) == ["hello"]
+    up("hello")
+    charts.down([])
 
 
 def test_what_others_installed_stays(tmp_path: Path) -> None:
@@ -121,6 +173,28 @@ def test_exported_file_brings_all_back_elsewhere(tmp_path: Path) -> None:
     charts.down([])
 
 
+def test_chart_of_a_repository_is_installed_in_its_version_and_only_with_its_digest(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    run(["helm", "package", str(SHARE / "charts/hello"), "--destination", str(site)])
+    run(["helm", "repo", "index", str(site)])
+    values = tmp_path / "values.yaml"
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        chart = {"chart": "hello", "repo": f"http://127.0.0.1:{server.server_port}", "version": "1.0.0"}
+        digest = charts.digest_of(site / "hello-1.0.0.tgz")
+        values.write_text(json.dumps({"charts": {"far": {**chart, "digest": digest}}}))
+        up(str(values))
+        text, notes = charts.exported(None)
+        assert (digest in text, notes) == (True, [])
+        values.write_text(json.dumps({"charts": {"far": {**chart, "digest": f"sha256:{'0' * 64}"}}}))
+        with pytest.raises(Failure, match="the chart is another than the file says"):
+            up(str(values))
+        charts.down([])
+        server.shutdown()
+
+
 def test_names_and_ports_come_and_go_with_their_services() -> None:
     spec = {"selector": {"a": "b"}, "ports": [{"name": "http", "port": 80}, {"name": "db", "port": 5432}]}
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "shop"}, "spec": spec}
@@ -134,12 +208,44 @@ def test_names_and_ports_come_and_go_with_their_services() -> None:
     assert [each for each in items("ingresses") if each["metadata"]["name"] == "shop-dev-env"] == []
 
 
+def test_what_the_cluster_refuses_does_not_keep_others_from_their_names() -> None:
+    # A port of the range that something else took, unseen by the listing.
+    long = "a" * 63
+    ports = [{"name": "http", "port": 80}, {"name": "db", "port": 5432}]
+    for name in ("first", long):
+        spec = {"selector": {"a": "b"}, "ports": ports}
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+        run(["kubectl", "create", "-f", "-"], stdin=json.dumps(service))
+
+    class Refusing(Api):
+        def apply(self, wanted: dict[str, Any]) -> None:
+            if wanted["kind"] == "Service" and wanted["metadata"]["name"] == "first-dev-env":
+                raise Refused("422 provided port is already allocated")
+            super().apply(wanted)
+
+    with pytest.raises(Refused, match="already allocated"):
+        names.reconcile(Refusing())
+    made = [each["metadata"]["name"] for each in items("ingresses,services", namespace="default")]
+    assert sorted(name for name in made if name.endswith("-dev-env")) == [
+        *[f"{'a' * 46}-{hashlib.sha256(long.encode()).hexdigest()[:8]}-dev-env"] * 2,
+        "first-dev-env",
+    ]
+    run(["kubectl", "delete", "service", "first", long])
+
+
 def test_chart_that_cannot_be_had_stops_before_anything_is_changed(tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
     values.write_text(f"charts:\n  a: {{chart: {SHARE}/charts/hello}}\n  b: {{chart: ./none}}\n")
     with pytest.raises(Failure, match="b: there is no chart"):
         up(str(values))
     assert charts.installed() == []
+
+
+def test_watch_that_the_cluster_refuses_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert next(Api().changes("Service")) is None
+    monkeypatch.setitem(api.PATHS, "Service", "/api/v1/{}nothing")
+    with pytest.raises(Refused, match="404"):
+        next(Api().changes("Service"))
 
 
 def test_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

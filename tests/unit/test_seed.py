@@ -7,7 +7,7 @@ import yaml
 
 from tests.tools import seed_texts
 from vmimage.errors import InputError
-from vmimage.seed import make_seed
+from vmimage.seed import existing_seed, make_seed
 
 KEY = "ssh-ed25519 AAAA me"
 
@@ -54,3 +54,8 @@ def test_file_is_replaced_only_when_told(tmp_path: Path) -> None:
         make(tmp_path / "a.iso")
     make(tmp_path / "a.iso", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.iso"]
+
+
+def test_seed_that_is_not_there_is_told() -> None:
+    with pytest.raises(InputError, match=r"--seed none\.iso: no file"):
+        existing_seed("none.iso")

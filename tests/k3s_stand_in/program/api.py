@@ -27,15 +27,16 @@ from tests.k3s_stand_in.program.objects import (
     qualified,
     suits,
 )
+from tests.k3s_stand_in.program.version import VERSION
 
-VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
-VERSION = {
+SERVER = {
     "major": "1",
     "minor": "36",
-    "gitVersion": "v1.36.4+k3s1",
+    "gitVersion": VERSION,
     "platform": "linux/amd64",
     "goVersion": "stand-in",
 }
+VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 
 
 def serve(objects: Objects, address: str, port: int, ca: Path, certificate: Path, key: Path) -> ThreadingHTTPServer:
@@ -320,7 +321,7 @@ def described(parts: list[str]) -> Object | None:
     """Return what the API says of itself, or None when a resource is asked for."""
     groups = [version for version in RESOURCES if "/" in version]
     if parts == ["version"]:
-        return dict(VERSION)
+        return dict(SERVER)
     if parts == ["api"]:
         return {"kind": "APIVersions", "versions": ["v1"]}
     if parts == ["apis"]:
@@ -377,4 +378,4 @@ def openapi(document: str) -> Object:
         paths[where] = {
             "patch": {"parameters": parameters, "x-kubernetes-group-version-kind": gvk, "x-kubernetes-action": "patch"}
         }
-    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION["gitVersion"]}, "paths": paths}
+    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": paths}

@@ -21,15 +21,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from tests.k3s_stand_in.program import ingress
 from tests.k3s_stand_in.program.api import serve
 from tests.k3s_stand_in.program.controllers import first_objects
 from tests.k3s_stand_in.program.objects import Objects
+from tests.k3s_stand_in.program.version import COMES_UP, VERSION
 
 DATA = Path("/var/lib/rancher/k3s")
 SETTINGS = {
     "write-kubeconfig": "/etc/rancher/k3s/k3s.yaml", "write-kubeconfig-mode": "0600", "write-kubeconfig-group": "",
     "node-name": "", "node-ip": "", "tls-san": [], "disable": [], "https-listen-port": "6443", "data-dir": str(DATA),
-    "bind-address": "0.0.0.0",  # noqa: S104 - as the real one
+    "flannel-iface": "", "resolv-conf": "", "bind-address": "0.0.0.0",  # noqa: S104 - as the real one
 }  # fmt: skip
 
 
@@ -54,6 +56,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def server(arguments: list[str]) -> None:
     """Run until SIGTERM."""
+    if not COMES_UP:
+        sys.exit("this stand-in does not come up")
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config", default="/etc/rancher/k3s/config.yaml")
     chosen, rest = first.parse_known_args(arguments)
@@ -73,10 +77,13 @@ def server(arguments: list[str]) -> None:
         token_file.touch(mode=0o600)
         token_file.write_text(secrets.token_hex(24))
     objects = Objects(data / "db" / "state.json")
-    first_objects(objects, node, address, set(options["disable"]))
+    http_port = int(os.environ.get("STAND_IN_HTTP_PORT", "80"))
+    first_objects(objects, node, address, set(options["disable"]), http_port)
     import_images(Path(options["data_dir"]))
     port = int(options["https_listen_port"])
     api = serve(objects, options["bind_address"], port, data / "tls" / "server-ca.crt", certificate, key)
+    if "traefik" not in options["disable"]:
+        ingress.serve(objects, options["bind_address"], http_port)
     write_kubeconfig(options, data / "tls", port)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=api.shutdown).start())
     notify("READY=1")
@@ -212,7 +219,7 @@ def main() -> None:
     called, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     tool = called if called in ("kubectl", "crictl", "ctr") else (arguments.pop(0) if arguments else "--help")
     if tool in ("--version", "-v"):
-        print("k3s version v1.36.4+k3s1 (stand-in)\ngo version none")
+        print(f"k3s version {VERSION} (stand-in)\ngo version none")
     elif tool == "server":
         server(arguments)
     elif tool in ("crictl", "ctr"):

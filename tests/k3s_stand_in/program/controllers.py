@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tests.k3s_stand_in.program.objects import Key, Object, Objects, Refused, now
+from tests.k3s_stand_in.program.version import VERSION
 
 NODE_PORTS = range(30000, 32768)
 NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
@@ -17,16 +19,21 @@ def condition(kind: str, status: str = "True", reason: str = "Simulated") -> Obj
     return {"type": kind, "status": status, "reason": reason, "lastTransitionTime": now(), "lastUpdateTime": now()}
 
 
-def first_objects(objects: Objects, node: str, address: str, disabled: set[str]) -> None:
-    """Make what a new k3s cluster has."""
+def first_objects(objects: Objects, node: str, address: str, disabled: set[str], http_port: int) -> None:
+    """Make what a new k3s cluster has, and report as the kubelet does at every start."""
     for name in NAMESPACES:
         ensure(objects, "namespaces", "", name, "v1", "Namespace", {"spec": {"finalizers": ["kubernetes"]}})
     status = {
         "conditions": [condition("Ready", reason="KubeletReady")],
         "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": node}],
-        "nodeInfo": {"kubeletVersion": "v1.36.4+k3s1", "containerRuntimeVersion": "containerd://stand-in"},
+        "nodeInfo": {
+            "kubeletVersion": VERSION,
+            "containerRuntimeVersion": "containerd://stand-in",
+            "bootID": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        },
     }
-    ensure(objects, "nodes", "", node, "v1", "Node", {"spec": {}, "status": status})
+    ensure(objects, "nodes", "", node, "v1", "Node", {"spec": {}})
+    set_status(objects, ("nodes", "", node), status)
     spec = {"type": "ClusterIP", "ports": [{"name": "https", "port": 443, "targetPort": 6443, "protocol": "TCP"}]}
     ensure(objects, "services", "default", "kubernetes", "v1", "Service", {"spec": spec})
     for part in (part for part, name in PARTS.items() if name not in disabled):
@@ -37,7 +44,7 @@ def first_objects(objects: Objects, node: str, address: str, disabled: set[str])
     if "traefik" not in disabled:
         ports = [
             {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
-            for name, port in (("web", 80), ("websecure", 443))
+            for name, port in (("web", http_port), ("websecure", 443))
         ]
         service = {"spec": {"type": "LoadBalancer", "selector": {"app": "traefik"}, "ports": ports}}
         ensure(objects, "services", "kube-system", "traefik", "v1", "Service", service)
@@ -127,12 +134,12 @@ def settle(objects: Objects, key: Key) -> None:
     if resource in ("deployments", "statefulsets", "daemonsets"):
         settle_workload(objects, key)
     elif resource == "jobs":
-        status(objects, key, {"succeeded": 1, "conditions": [condition("Complete")], "completionTime": now()})
+        set_status(objects, key, {"succeeded": 1, "conditions": [condition("Complete")], "completionTime": now()})
     elif resource == "persistentvolumeclaims":
-        status(objects, key, {"phase": "Bound"})
+        set_status(objects, key, {"phase": "Bound"})
     elif resource == "services" and found["spec"].get("type") == "LoadBalancer":
         node = objects.find("nodes")[0]["status"]["addresses"][0]["address"]
-        status(objects, key, {"loadBalancer": {"ingress": [{"ip": node}]}})
+        set_status(objects, key, {"loadBalancer": {"ingress": [{"ip": node}]}})
     elif resource == "namespaces" and ("serviceaccounts", key[2], "default") not in objects.objects:
         ensure(objects, "serviceaccounts", key[2], "default", "v1", "ServiceAccount", {})
     if resource in ("services", "pods", "deployments", "statefulsets", "daemonsets"):
@@ -140,7 +147,7 @@ def settle(objects: Objects, key: Key) -> None:
             settle_endpoints(objects, service)
 
 
-def status(objects: Objects, key: Key, wanted: Object) -> None:
+def set_status(objects: Objects, key: Key, wanted: Object) -> None:
     """Set an object's status, if it does not say the same already."""
     found = objects.get(key)
     old = found.get("status", {})
@@ -224,7 +231,7 @@ def settle_workload(objects: Objects, key: Key) -> None:
         condition("Available", reason="MinimumReplicasAvailable"),
         condition("Progressing", reason="NewReplicaSetAvailable"),
     ]
-    status(objects, key, {**numbers, **extra, "conditions": conditions})
+    set_status(objects, key, {**numbers, **extra, "conditions": conditions})
 
 
 def settle_endpoints(objects: Objects, service: Object) -> None:

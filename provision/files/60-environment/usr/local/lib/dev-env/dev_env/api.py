@@ -19,6 +19,10 @@ WATCH_SECONDS = 240
 PATHS = {"Service": "/api/v1/{}services", "Ingress": "/apis/networking.k8s.io/v1/{}ingresses"}
 
 
+class Refused(Failure):
+    """The cluster answered, and what it said is an error."""
+
+
 class Api:
     """A way to the cluster of the kubeconfig; each request has a connection of its own."""
 
@@ -41,7 +45,8 @@ class Api:
         """Make a request and return what is answered; None for what is not there.
 
         Raises:
-            Failure: The cluster does not answer, or refuses.
+            Refused: The cluster refuses.
+            Failure: It does not answer.
         """
         connection, answer = self._send(method, path, body, kind, SECONDS)
         try:
@@ -53,7 +58,7 @@ class Api:
         if answer.status == http.HTTPStatus.NOT_FOUND:
             return None
         if answer.status >= http.HTTPStatus.BAD_REQUEST:
-            raise Failure(f"{method} {path}: {answer.status} {text.decode(errors='replace')[:300]}")
+            raise Refused(f"{method} {path}: {answer.status} {text.decode(errors='replace')[:300]}")
         return json.loads(text)
 
     def items(self, kind: str) -> list[dict[str, Any]]:
@@ -75,12 +80,15 @@ class Api:
         """Yield at every change of an object of a kind, and once at the start; ends when the cluster ends it.
 
         Raises:
-            Failure: The cluster does not answer.
+            Refused: The cluster refuses, as it does while it starts.
+            Failure: It does not answer.
         """
         query = f"?watch=true&timeoutSeconds={WATCH_SECONDS}"
         path = PATHS[kind].format("") + query
         connection, answer = self._send("GET", path, None, "application/json", WATCH_SECONDS + SECONDS)
         try:
+            if answer.status >= http.HTTPStatus.BAD_REQUEST:
+                raise Refused(f"GET {path}: {answer.status}")
             yield
             while answer.readline():
                 yield

@@ -142,6 +142,8 @@ def _install(release: Release, source: str, folder: Path) -> None:
     values.write_text(json.dumps(release.values))
     argv = ["helm", "upgrade", "--install", release.name, source, "--namespace", release.namespace]
     argv += ["--create-namespace", "--values", str(values), f"--labels={LABEL}=up", "--wait", "--timeout=10m"]
+    # The values file wins over what was changed by kubectl (`kubectl scale`, for one), which helm 4 else refuses.
+    argv += ["--force-conflicts"]
     if release.version and "://" in source:
         argv += ["--version", release.version]
     show(argv)
@@ -153,9 +155,14 @@ def _install(release: Release, source: str, folder: Path) -> None:
         assert process.stdout  # noqa: S101 - it is a pipe
         said = process.stdout.read().strip()
     if process.returncode:
-        hint = f"`kubectl get events --namespace {release.namespace}` says why a pod does not start"
-        raise Failure(f"{release.name} could not be installed:\n{said}", hint)
+        raise Failure(f"{release.name} could not be installed:\n{said}", _hint(release, said))
     print(f"{release.name} is ready", file=sys.stderr)
+
+
+def _hint(release: Release, said: str) -> str:
+    if "another operation" in said:
+        return f"an earlier `up` was cut off: `dev-env down {release.name}`, then `dev-env up` again"
+    return f"`kubectl get events --namespace {release.namespace}` says why a pod does not start"
 
 
 def _progress(release: Release, last: str) -> str:

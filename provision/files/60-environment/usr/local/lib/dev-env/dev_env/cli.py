@@ -128,13 +128,14 @@ def do_images(options: argparse.Namespace) -> None:
 
 def do_update(options: argparse.Namespace) -> None:
     """Replace k3s, kubectl and helm by newer ones from a bundle; back to the old ones if they do not work."""
-    done = update.update(options.source, options.sha256, say, allow_older=options.allow_older)
+    done = update.update(options.source, options.sha256, say, allow_older=options.allow_older, seconds=options.timeout)
     print("updated: " + ", ".join(done))
 
 
-def do_wait(_: argparse.Namespace) -> None:
+def do_wait(options: argparse.Namespace) -> None:
     """Wait until the cluster is ready."""
-    seconds = state.wait(say)
+    state.wait(say, options.timeout)
+    seconds = state.note_ready()
     print(f"dev-env is ready, {seconds:.0f} s after the machine was switched on. `dev-env` tells what it can do.")
 
 
@@ -180,12 +181,20 @@ def parser() -> argparse.ArgumentParser:
     updates.add_argument("--from", dest="source", required=True, metavar="FILE|URL", help="what `invoke bundle` made")
     updates.add_argument("--sha256", default="", help="of the bundle; needed for a URL")
     updates.add_argument("--allow-older", action="store_true", help="also install what is older than what is here")
+    add_timeout(updates, "until the cluster must be ready with it")
     command("doctor", do_doctor)
     version = command("version", do_version)
     version.add_argument("--json", action="store_true", help="for machines")
-    command("wait", do_wait)
+    add_timeout(command("wait", do_wait), "at most")
     command("names", do_names)
     return top
+
+
+def add_timeout(command: argparse.ArgumentParser, text: str) -> None:
+    """Add the option that says how long to wait for the cluster."""
+    command.add_argument(
+        "--timeout", type=float, default=state.WAIT_SECONDS, metavar="SECONDS", help=f"{text}; %(default).0f"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

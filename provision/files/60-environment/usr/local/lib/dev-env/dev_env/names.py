@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dev_env import MANAGED, OURS, SYSTEM_NAMESPACES, Failure
-from dev_env.api import Api
+from dev_env.api import Api, Refused
 
 HTTP_PORT, HTTPS_PORT = 8080, 8443
 """On the host."""
@@ -25,8 +25,12 @@ TCP_RANGE = range(31000, 31020)
 OFF = "dev-env/names"
 """Annotation of a service: `off` leaves it alone."""
 
+SUFFIX = "-dev-env"
+NAME_LENGTH = 63
+
 SETTLE_SECONDS = 0.3
 RETRY_SECONDS = 2.0
+"""Doubled as long as something is refused."""
 RESYNC_SECONDS = 60.0
 
 Object = dict[str, Any]
@@ -111,7 +115,7 @@ def given_ports(services: Sequence[Object]) -> dict[tuple[str, str, int], int]:
     for service in services:
         namespace, name = _identity(service)
         if service["metadata"].get("labels", {}).get(MANAGED) == OURS:
-            name = name.removesuffix("-dev-env")
+            name = (service["metadata"].get("ownerReferences") or [service["metadata"]])[0]["name"]
         for port in service["spec"].get("ports", []):
             if port.get("nodePort") in TCP_RANGE:
                 given[namespace, name, port["port"]] = port["nodePort"]
@@ -170,18 +174,28 @@ def _metadata(service: Object) -> Object:
     meta = service["metadata"]
     owner = {"apiVersion": "v1", "kind": "Service", "name": meta["name"], "uid": meta["uid"]}
     return {
-        "name": f"{meta['name']}-dev-env",
+        "name": _name(meta["name"]),
         "namespace": meta["namespace"],
         "labels": {MANAGED: OURS},
         "ownerReferences": [owner],
     }
 
 
+def _name(service: str) -> str:
+    """Return what our objects for a service are called: at most as long as a service's name may be."""
+    if len(service) + len(SUFFIX) > NAME_LENGTH:
+        digest = hashlib.sha256(service.encode()).hexdigest()[:8]
+        service = f"{service[: NAME_LENGTH - len(SUFFIX) - 9]}-{digest}"
+    return service + SUFFIX
+
+
 def reconcile(api: Api) -> list[str]:
     """Make what is desired, remove what is not any more; returns what was changed.
 
     Raises:
-        Failure: The cluster does not answer, or refuses.
+        Refused: The cluster refuses some of it (a namespace that is being deleted, a port that another program took in
+            the meantime); all else is done.
+        Failure: It does not answer.
     """
     services, ingresses = api.items("Service"), api.items("Ingress")
     wanted = {(each["kind"], *_identity(each)): each for each in desired(services, ingresses)}
@@ -192,10 +206,14 @@ def reconcile(api: Api) -> list[str]:
     }
     changed = [each for key, each in wanted.items() if not _same(each, ours.get(key))]
     gone = [each for key, each in ours.items() if key not in wanted]
-    for each in changed:
-        api.apply(each)
-    for each in gone:
-        api.delete(each)
+    refused = []
+    for act, each in [*((api.apply, each) for each in changed), *((api.delete, each) for each in gone)]:
+        try:
+            act(each)
+        except Refused as error:
+            refused.append(str(error))
+    if refused:
+        raise Refused("\n".join(refused))
     return [*(f"{each['kind']} {'/'.join(_identity(each))}" for each in changed),
             *(f"removed {each['kind']} {'/'.join(_identity(each))}" for each in gone)]  # fmt: skip
 
@@ -214,6 +232,7 @@ def watch() -> None:
     changed = threading.Event()
     for kind in ("Service", "Ingress"):
         threading.Thread(target=_watch_kind, args=(kind, changed), daemon=True).start()
+    pause = RETRY_SECONDS
     while True:
         changed.wait(timeout=RESYNC_SECONDS)
         # More often come together.
@@ -222,10 +241,11 @@ def watch() -> None:
         try:
             for line in reconcile(Api()):
                 print(line, flush=True)
+            pause = RETRY_SECONDS
         except Failure as error:
-            print(f"{error}; trying again", file=sys.stderr, flush=True)
-            time.sleep(RETRY_SECONDS)
-            changed.set()
+            print(f"{error}\ntrying again in {pause:.0f} s", file=sys.stderr, flush=True)
+            threading.Timer(pause, changed.set).start()
+            pause = min(2 * pause, RESYNC_SECONDS)
 
 
 def _watch_kind(kind: str, changed: threading.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import shutil
@@ -20,8 +21,10 @@ PARTS = {"coredns": "coredns", "traefik": "traefik", "metrics-server": "metrics-
          "local-path-provisioner": "local-storage"}  # fmt: skip
 """Deployments of k3s itself, and how its setting `disable` calls them."""
 SETTINGS = Path("/etc/rancher/k3s/config.yaml")
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 READY = Path("/run/dev-env/ready.json")
 WAIT_SECONDS = 1100.0
+PROBE_SECONDS = 5.0
 LEAST_FREE_BYTES = 2 << 30
 LEAST_MEMORY_KIB = 1800 << 10
 
@@ -29,33 +32,72 @@ LEAST_MEMORY_KIB = 1800 << 10
 def missing() -> list[str]:
     """Return what the cluster lacks to be ready; empty when it is.
 
+    After a start of the machine or of k3s, the API tells of what was before until the node reports again. So it must
+    have reported since, with the version that is here, and the way that names take must be open.
+
     Raises:
         Failure: It does not answer.
     """
     run(["kubectl", "get", "--raw=/readyz"], seconds=20)
-    nodes = items("nodes")
-    lacks = [f"node {node['metadata']['name']} is not ready" for node in nodes if not pod_ready(node)]
-    deployed = {each["metadata"]["name"]: each for each in items("deployments", namespace="kube-system")}
-    for part in (part for part, name in PARTS.items() if name not in _disabled()):
-        if not deployed.get(part, {}).get("status", {}).get("availableReplicas"):
+    found: dict[str, dict[str, Any]] = {"Node": {}, "Deployment": {}, "Service": {}}
+    # One command for all: each costs a second on a machine that is starting.
+    for each in items("nodes,deployments,services", namespace="kube-system"):
+        found[each["kind"]][each["metadata"]["name"]] = each
+    nodes = list(found["Node"].values())
+    lacks = _node_lacks(nodes)
+    lacks += [f"node {node['metadata']['name']} is not ready" for node in nodes if not pod_ready(node)]
+    disabled = _disabled()
+    for part in (part for part, name in PARTS.items() if name not in disabled):
+        if not found["Deployment"].get(part, {}).get("status", {}).get("availableReplicas"):
             lacks.append(f"{part} is not up")
-    return lacks if nodes else ["no node has joined", *lacks]
+    return lacks if lacks or disabled & {"traefik", "servicelb"} else _names_lack(found["Service"].get("traefik", {}))
+
+
+def _node_lacks(nodes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return why no node is this machine, as it runs now; nothing if one is."""
+    reports = [node.get("status", {}).get("nodeInfo", {}) for node in nodes]
+    mine = [each for each in reports if each.get("bootID") == BOOT.read_text().strip()]
+    if not mine:
+        return ["the node has not reported since the machine was switched on"]
+    here = k3s_version()
+    return [f"the node still runs {each['kubeletVersion']}" for each in mine if each["kubeletVersion"] != here]
+
+
+def _names_lack(service: dict[str, Any]) -> list[str]:
+    """Return why no name of a service can be reached: Traefik, behind this one, must answer by http."""
+    ends = service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+    addresses = [end["ip"] for end in ends if "ip" in end]
+    ports = [port["port"] for port in service.get("spec", {}).get("ports", []) if port.get("name") == "web"]
+    if not addresses or not ports:
+        return ["traefik has no address yet"]
+    connection = http.client.HTTPConnection(addresses[0], ports[0], timeout=PROBE_SECONDS)
+    try:
+        # It says 404, since there is no such name: it is there.
+        connection.request("GET", "/", headers={"Host": "dev-env.localhost"})
+        connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        return [f"traefik does not answer yet ({error})"]
+    finally:
+        connection.close()
+    return []
 
 
 def _disabled() -> set[str]:
-    """Return the parts that the settings of k3s leave out, by the names they have there."""
+    """Return all words in the settings of k3s; those of PARTS stand there if the part is left out."""
     lines = SETTINGS.read_text().splitlines() if SETTINGS.exists() else []
-    words = {word for line in lines if not line.lstrip().startswith("#") for word in re.findall(r"[a-z-]+", line)}
-    return words & {PARTS[part] for part in PARTS}
+    return {word for line in lines if not line.lstrip().startswith("#") for word in re.findall(r"[a-z-]+", line)}
 
 
-def wait(report: Callable[[str], None]) -> float:
-    """Wait until the cluster is ready; returns the seconds since the machine was switched on.
+def wait(report: Callable[[str], None], seconds: float = WAIT_SECONDS) -> None:
+    """Wait until the cluster is ready.
+
+    Args:
+        seconds: How long at most.
 
     Raises:
         Failure: It was not ready in time.
     """
-    end = time.monotonic() + WAIT_SECONDS
+    end = time.monotonic() + seconds
     last = ""
     while True:
         try:
@@ -70,10 +112,14 @@ def wait(report: Callable[[str], None]) -> float:
             last = lacks[0]
             report(f"waiting: {last}")
         time.sleep(2)
-    seconds = uptime()
-    READY.parent.mkdir(exist_ok=True)
-    READY.write_text(json.dumps({"seconds_since_boot": round(seconds, 1)}) + "\n")
-    return seconds
+
+
+def note_ready() -> float:
+    """Note when the cluster was ready first since the machine was switched on; returns the seconds that it took."""
+    if not READY.exists():
+        READY.parent.mkdir(exist_ok=True)
+        READY.write_text(json.dumps({"seconds_since_boot": round(uptime(), 1)}) + "\n")
+    return float(json.loads(READY.read_text())["seconds_since_boot"])
 
 
 def uptime() -> float:
@@ -158,6 +204,11 @@ def _why(pod: dict[str, Any]) -> str:
     return str(state.get("phase", "unknown"))
 
 
+def k3s_version() -> str:
+    """Return the version of the program k3s that is here."""
+    return run(["k3s", "--version"]).split()[2]
+
+
 def version() -> dict[str, str]:
     """Return the image and the versions of what runs in it."""
     facts = json.loads(RELEASE.read_text()) if RELEASE.exists() else {}
@@ -165,7 +216,7 @@ def version() -> dict[str, str]:
     return {
         "image": str(facts.get("image", "unknown")),
         "build": str(facts.get("build", "unknown")),
-        "k3s": run(["k3s", "--version"]).split()[2],
+        "k3s": k3s_version(),
         "kubectl": str(client),
         "helm": run(["helm", "version", "--template={{.Version}}"]),
     }

@@ -19,23 +19,29 @@ from pathlib import Path
 from typing import Any
 
 from dev_env import Failure
-from dev_env.state import wait
+from dev_env.state import WAIT_SECONDS, wait
 from dev_env.tools import run
 
 INDEX = "update.json"
 BIN = Path("/usr/local/bin")
 IMAGES = Path("/var/lib/rancher/k3s/agent/images/k3s-airgap-images.tar.zst")
+DATASTORE = Path("/var/lib/rancher/k3s/server/db")
+"""What the cluster knows; an older k3s need not understand what a newer one made of it."""
 TARGETS = {"k3s": BIN / "k3s", "kubectl": BIN / "kubectl", "helm": BIN / "helm", "k3s-airgap-images": IMAGES}
 VERSION_COMMANDS = {"k3s": ["--version"], "kubectl": ["version", "--client"], "helm": ["version"]}
+STOP_SECONDS = 120.0
 Report = Callable[[str], None]
 
 
-def update(source: str, sha256: str, report: Report, *, allow_older: bool = False) -> list[str]:
+def update(
+    source: str, sha256: str, report: Report, *, allow_older: bool = False, seconds: float = WAIT_SECONDS
+) -> list[str]:
     """Install what a bundle brings; returns "name version" of each.
 
     Args:
         source: A file or a URL.
         sha256: Of the bundle; needed for a URL.
+        seconds: How long the cluster may take to be ready with it.
 
     Raises:
         Failure: The bundle is not what it should be (nothing was changed), or the cluster did not come up with it
@@ -50,7 +56,7 @@ def update(source: str, sha256: str, report: Report, *, allow_older: bool = Fals
             _require_version(name, path, version)
             if not allow_older:
                 _require_newer(name, version)
-        replace({name: path for name, (path, _) in files.items()}, report)
+        replace({name: path for name, (path, _) in files.items()}, report, seconds)
     return [f"{name} {version}" for name, (_, version) in files.items()]
 
 
@@ -138,37 +144,70 @@ def order(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version.replace("k3s", ""))))
 
 
-def replace(files: Mapping[str, Path], report: Report) -> None:
-    """Put files in their places and restart k3s if it is among them; put the old ones back if that fails.
+def replace(files: Mapping[str, Path], report: Report, seconds: float) -> None:
+    """Put files in their places, with k3s stopped if it is among them; put the old ones back if that fails.
 
     Raises:
         Failure: The cluster did not become ready; all is as before.
     """
-    kept = {}
+    kept: dict[Path, Path | None] = {}
     restart = any(name.startswith("k3s") for name in files)
+    targets = [TARGETS[name] for name in files]
     try:
+        if restart:
+            _stop()
+            targets.append(DATASTORE)
+        for target in targets:
+            old = target.with_name(f".{target.name}.before-update") if target.exists() else None
+            if old:
+                _copy(target, old)
+            kept[target] = old
         for name, path in files.items():
-            target = TARGETS[name]
-            if target.exists():
-                kept[name] = target.with_name(f".{target.name}.before-update")
-                shutil.copy2(target, kept[name])
-            _place(path, target)
+            _place(path, TARGETS[name])
             report(f"{name} replaced")
         if restart:
-            _restart(report)
-    except (Failure, OSError) as error:
+            _start(report, seconds)
+    except (Failure, OSError, KeyboardInterrupt) as error:
         report("it did not work; putting the old ones back")
-        for name in files:
-            if name in kept:
-                kept[name].replace(TARGETS[name])
-            else:
-                TARGETS[name].unlink(missing_ok=True)
-        if restart:
-            _restart(report)
+        why = str(error) or "it was interrupted"
+        _put_back(kept, why, report, restart=restart)
         hint = getattr(error, "hint", "") or "`journalctl -u k3s`"
-        raise Failure(f"the update failed, all is as it was before: {error}", hint) from error
-    for old in kept.values():
-        old.unlink(missing_ok=True)
+        raise Failure(f"the update failed, all is as it was before: {why}", hint) from error
+    for old in filter(None, kept.values()):
+        _remove(old)
+
+
+def _put_back(kept: Mapping[Path, Path | None], why: str, report: Report, *, restart: bool) -> None:
+    """Undo what was begun: only what is in `kept` may have been touched."""
+    if restart:
+        _stop()
+    for target, old in kept.items():
+        if not old or target.is_dir():
+            _remove(target)
+        if old:
+            old.replace(target)
+    if not restart:
+        return
+    try:
+        _start(report, WAIT_SECONDS)
+    except Failure as error:
+        text = f"the update failed: {why}\nThe old files are back, but the cluster is not ready with them: {error}"
+        raise Failure(text, "`journalctl -u k3s`") from error
+
+
+def _copy(source: Path, to: Path) -> None:
+    _remove(to)
+    if source.is_dir():
+        shutil.copytree(source, to)
+    else:
+        shutil.copy2(source, to)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _place(path: Path, target: Path) -> None:
@@ -179,9 +218,14 @@ def _place(path: Path, target: Path) -> None:
     beside.replace(target)
 
 
-def _restart(report: Report) -> None:
-    run(["systemctl", "restart", "k3s"], shown=True, seconds=600)
-    wait(report)
+def _stop() -> None:
+    run(["systemctl", "stop", "k3s"], shown=True, seconds=STOP_SECONDS)
+
+
+def _start(report: Report, seconds: float) -> None:
+    # Without waiting here: systemd starts it again when it fails, and waits for ever when it hangs.
+    run(["systemctl", "start", "--no-block", "k3s"], shown=True)
+    wait(report, seconds)
 
 
 def _sha256(path: Path) -> str:
