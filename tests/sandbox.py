@@ -72,20 +72,24 @@ class Sandbox:
             process.wait()
         return Done(process.returncode, stdout, stderr)
 
-    def invoke_until(self, reached: Callable[[dict[str, Any]], bool], signum: int, *args: str) -> int:
-        """Run `invoke ARGS` until an event, send a signal, and return the exit status."""
+    def invoke_until(
+        self, reached: Callable[[dict[str, Any]], bool], signum: int, *args: str
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """Run `invoke ARGS` until an event, send a signal; returns the exit status and the events up to there."""
         process = self.start(*args, "--json")
+        told = list[dict[str, Any]]()
         assert process.stdout
         assert process.stderr
         with process.stdout, process.stderr:
             try:
                 for line in process.stdout:
-                    if reached(json.loads(line)):
+                    told.append(json.loads(line))
+                    if reached(told[-1]):
                         process.send_signal(signum)
                         break
                 else:
                     pytest.fail(f"it ended before: {process.stderr.read()}")
-                return process.wait(timeout=60)
+                return process.wait(timeout=60), told
             finally:
                 process.kill()
                 process.wait()

@@ -171,7 +171,8 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
             check=options.recheck,
         )
 
-    with console.stage("release", str(options.dist)) as step:
+    # One at a time: another build of the same image may release the same version.
+    with console.stage("release", str(options.dist)) as step, store.lock(f"release-{plan.name}", on_wait=step.wait):
         verdict = json.loads((verified.path / VERDICT).read_text())
         done = find_release(options.dist, plan.name, plan.export_stage.key)
         if done and releasing.is_of(done, verdict, check=options.recheck) and not start.at("release"):

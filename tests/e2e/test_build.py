@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox import Done, Sandbox, event
+from tests.e2e.conftest import Built
+from tests.sandbox import Sandbox, event
 from vmimage.run import run
 
 STAGES = ["fetch", "base", "bake", "export", "verify", "release"]
@@ -31,13 +32,36 @@ def test_unreachable_upstream_ends_in_fetch_with_the_way_out(sandbox: Sandbox) -
     assert sandbox.versions() == []
 
 
-def test_build_after_kills_runs_every_stage_and_releases(built: Done, release: Path, sandbox: Sandbox) -> None:
-    ends = [seen for seen in built.events if seen["event"] == "end"]
-    assert [end["stage"] for end in ends] == STAGES
-    assert all(end["ok"] for end in ends)
+def test_builds_after_kills_run_to_their_end_and_release_once(built: Built, release: Path, sandbox: Sandbox) -> None:
+    for build in built.runs:
+        ends = [seen for seen in build.events if seen["event"] == "end"]
+        assert [end["stage"] for end in ends] == STAGES
+        assert all(end["ok"] for end in ends)
     assert sandbox.versions() == [release.name, "latest"]
     assert (release.parent / "latest").resolve() == release
     assert not list((sandbox.cache / "work").iterdir()), "what the killed runs left is gone"
+
+
+def test_killed_builds_begin_where_they_stopped(built: Built) -> None:
+    told = [(seen.get("stage"), str(seen.get("what") or seen.get("outcome"))) for seen in built.killed]
+    # Killed in base, in the step 30-helm, in export and in verify: each run takes what the one before had completed.
+    assert [what for stage, what in told if stage == "bake" and what.startswith("boot")] == [
+        "boot the base", "boot the base, behind 20-kubectl",
+    ]  # fmt: skip
+    for stage, runs in (("base", 2), ("bake", 1)):
+        assert [what for each, what in told if each == stage].count("unchanged, from the cache") == runs
+    for build in built.runs:
+        outcomes = {seen["stage"]: seen["outcome"] for seen in build.events if seen["event"] == "end"}
+        assert {outcomes[stage] for stage in ("base", "bake", "export")} == {"unchanged, from the cache"}
+
+
+def test_of_two_builds_at_once_one_waits_for_the_other(built: Built) -> None:
+    told = [[str(seen.get("what")) for seen in build.events if seen.get("stage") == "verify"] for build in built.runs]
+    waited = [any("another process" in what for what in whats) for whats in told]
+    assert sorted(waited) == [False, True]
+    verified = [seen["outcome"] for build in built.runs for seen in build.events
+                if seen["event"] == "end" and seen["stage"] == "verify"]  # fmt: skip
+    assert sorted("checks passed" in outcome for outcome in verified) == [False, True]
 
 
 def test_release_says_how_it_was_made_and_proven(release: Path) -> None:
@@ -87,10 +111,18 @@ def test_broken_pin_is_refused(release: Path, sandbox: Sandbox, tmp_path: Path) 
 
 def test_broken_step_fails_the_build(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
     broken = sandbox.broken(tmp_path / "project", "provision/40-sshfs.sh", "sshfs --version >&2", "cat /no-such-file")
-    done = broken.invoke("build-image", "toolbox")
+    done = broken.invoke("build-image", "toolbox", "--keep-failed", "--json")
     assert done.returncode == 5
+    (booted,) = [seen["what"] for seen in done.events if str(seen.get("what")).startswith("boot the base")]
+    assert booted == "boot the base, behind 30-helm"
+    (enter,) = (sandbox.cache / "kept").glob("*/enter")
+    assert str(enter) in done.stderr
+    assert "run-step 40-sshfs.sh repeats the step" in enter.read_text()
+    run(["qemu-img", "check", "-q", enter.parent / "disk.qcow2"])
+    run(["qemu-img", "info", "--backing-chain", enter.parent / "disk.qcow2"])
     assert "provision/40-sshfs.sh failed:\n" in done.stderr
     assert "    cat: /no-such-file: No such file or directory\n" in done.stderr
+    assert "repeat it: invoke build-image toolbox" in done.stderr
     assert "run.log" in done.stderr
     assert sandbox.versions() == [release.name, "latest"]
 
@@ -165,7 +197,7 @@ def flipped(file: Path, folder: Path) -> Path:
 
 def test_ctrl_c_stops_a_bake_at_once(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
     changed = sandbox.broken(tmp_path / "project", "provision/40-sshfs.sh", "set -eu", "set -eux")
-    status = changed.invoke_until(event("bake", "boot"), signal.SIGINT, "build-image", "toolbox")
+    status, _ = changed.invoke_until(event("bake", "boot"), signal.SIGINT, "build-image", "toolbox")
     assert status == 130
     assert sandbox.nothing_runs(), sandbox.processes()
     assert not list((sandbox.cache / "work").iterdir())
