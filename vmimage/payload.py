@@ -11,7 +11,8 @@ from pathlib import Path
 from vmimage import PROJECT
 from vmimage.errors import FetchError
 from vmimage.files import disk_use, sha256_file
-from vmimage.plan import PinnedFile, Plan
+from vmimage.plan import TEMPLATE, PinnedFile, Plan, guest_values
+from vmimage.render import render
 from vmimage.run import Confine, run
 
 LABEL = "payload"
@@ -46,11 +47,21 @@ def write_payload(plan: Plan, scripts: Sequence[str], files: Mapping[str, Path],
         if overlay.is_dir():
             caches = shutil.ignore_patterns("__pycache__")
             shutil.copytree(overlay, folder / "files" / name, symlinks=True, ignore=caches)
+            render_templates(folder / "files" / name, guest_values(plan.name))
     (folder / "release.json").write_text(json.dumps(release_facts(plan), indent=2) + "\n")
     size = disk_use(folder) * 11 // 10 + SLACK
     ext4 = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", LABEL]
     run([*ext4, "-d", folder, image, f"{size // 1024}k"], confine=Confine.FAKE_ROOT)
     shutil.rmtree(folder)
+
+
+def render_templates(folder: Path, values: Mapping[str, object]) -> None:
+    """Put what each template in a folder renders to into its place, without the suffix."""
+    for template in sorted(folder.rglob(f"*{TEMPLATE}")):
+        to = template.with_suffix("")
+        to.write_text(render(template, values))
+        shutil.copymode(template, to)
+        template.unlink()
 
 
 def _add_pin(pin: PinnedFile, file: Path, to: Path) -> None:

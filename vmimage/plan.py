@@ -10,7 +10,10 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+import jinja2
+
 from vmimage.errors import InputError
+from vmimage.render import render
 from vmimage.spec import SEAL_STEP, Arch, Base, Component, Image, Location, Pin, Spec, size_bytes
 from vmimage.store import AFTER, LAYER, stage_key
 
@@ -19,6 +22,7 @@ BASE_EDITION = 3
 BAKE_EDITION = 4
 EXPORT_EDITION = 2
 
+TEMPLATE = ".j2"
 APPLIANCE_TEMPLATE = Path("templates/appliance.ovf.j2")
 VAGRANT_TEMPLATE = Path("templates/Vagrantfile.j2")
 
@@ -157,7 +161,8 @@ def make_plan(
             "tools": {tool: tools[tool] for tool in ("mmdebstrap", "mke2fs")},
         },
     )
-    steps = plan_steps(components, {file.name: file for file in files}, base_stage, project, tools)
+    values = guest_values(name)
+    steps = plan_steps(components, {file.name: file for file in files}, base_stage, project, tools, values)
     facts = {"summary": image.summary, "components": list(image.components), "versions": versions_of(files)}
     bake_stage = StagePlan(
         stage="bake",
@@ -168,7 +173,7 @@ def make_plan(
             "image": name,
             "disk": size_bytes(image.disk),
             "facts": facts,
-            "files": digests(project, [*machine_files(project), *step_files(project, SEAL_STEP)]),
+            "files": digests(project, [*machine_files(project), *step_files(project, SEAL_STEP)], values),
         },
     )
     export_stage = StagePlan(
@@ -220,10 +225,11 @@ def plan_steps(
     base: StagePlan,
     project: Path,
     tools: Mapping[str, str],
+    values: Mapping[str, object],
 ) -> tuple[StepPlan, ...]:
     """Return the steps of some components, each with the key of the disk after it.
 
-    A step's layer depends on the layer beneath and on what the step itself reads, on nothing of the image: images
+    A step's layer depends on the layer beneath and on what the step itself reads, on nothing else of the image: images
     that begin with the same steps share layers.
     """
     steps = list[StepPlan]()
@@ -236,12 +242,17 @@ def plan_steps(
             AFTER: beneath.name,
             "step": script,
             "pins": {pin.name: {"version": pin.version, "sha256": pin.sha256} for pin in pins},
-            "files": digests(project, [*machine_files(project), *step_files(project, script)]),
+            "files": digests(project, [*machine_files(project), *step_files(project, script)], values),
             "tools": {tool: tools[tool] for tool in ("packer", "qemu-img")},
         }
         layer = StagePlan(stage=LAYER, why=component.summary, inputs=inputs)
         steps.append(StepPlan(script=script, pins=pins, layer=layer))
     return tuple(steps)
+
+
+def guest_values(image: str) -> dict[str, object]:
+    """Return what templates among the files of steps (`*.j2`) are rendered with."""
+    return {"image": image}
 
 
 def machine_files(project: Path) -> list[Path]:
@@ -257,8 +268,11 @@ def step_files(project: Path, script: str) -> list[Path]:
     return [path.relative_to(project) for path in (project / "provision" / script, *laid)]
 
 
-def digests(project: Path, paths: Sequence[Path]) -> dict[str, str]:
+def digests(project: Path, paths: Sequence[Path], values: Mapping[str, object] | None = None) -> dict[str, str]:
     """Return path -> mode and SHA-256 of each file, or the target of a symbolic link.
+
+    Args:
+        values: What templates (`*.j2`) of provision/ are rendered with: what comes out counts.
 
     Raises:
         InputError: A file is missing.
@@ -271,9 +285,14 @@ def digests(project: Path, paths: Sequence[Path]) -> dict[str, str]:
                 found[str(path)] = f"-> {full.readlink()}"
             else:
                 executable = "x" if full.stat().st_mode & 0o100 else "-"
-                found[str(path)] = f"{executable} {hashlib.sha256(full.read_bytes()).hexdigest()}"
+                rendered = values is not None and path.parts[0] == "provision" and path.suffix == TEMPLATE
+                content = render(full, values or {}).encode() if rendered else full.read_bytes()
+                found[str(path)] = f"{executable} {hashlib.sha256(content).hexdigest()}"
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}", hint="restore it with git") from error
+        except jinja2.TemplateError as error:
+            known = ", ".join(values or {})
+            raise InputError(f"cannot render {path}: {error}", hint=f"templates there know: {known}") from error
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from tests.e2e.importers import Tree, VirtualBox, install_libvirt, install_virtu
 from vmimage import PROJECT
 from vmimage.errors import BuildError
 from vmimage.formats.box import vagrantfile, write_libvirt_box, write_virtualbox_box
-from vmimage.formats.ova import Appliance
+from vmimage.formats.ova import Appliance, write_ova
 from vmimage.machine import FORWARDS
+from vmimage.plan import make_plan
 from vmimage.run import Confine, run
+from vmimage.spec import load_spec
+from vmimage.stages.export import appliance
 
 FORWARDED = [
     "http,tcp,127.0.0.1,8080,,80",
@@ -103,6 +107,23 @@ def test_virtualbox_imports_the_ova_as_the_machine_that_it_describes(release: Pa
     assert sorted(value for key, value in machine.items() if key.startswith("Forwarding(")) == FORWARDED
     same_disk(released(release, "qcow2"), "qcow2", virtualbox, machine)
     virtualbox.manage("unregistervm", "toolbox", "--delete")
+
+
+def test_virtualbox_gives_dev_env_its_memory_and_all_its_ports(virtualbox: VirtualBox, tmp_path: Path) -> None:
+    # Its descriptor, with a small disk: what is in the disk does not matter here.
+    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
+    plan = make_plan(load_spec(PROJECT / "images.yaml"), "dev-env", project=PROJECT, tools=tools, today=date.today())  # noqa: DTZ011
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(b"x" * (1 << 20))
+    ova = virtualbox.tree.path / "tmp" / "dev-env.ova"
+    write_ova(disk, ova, appliance(plan), PROJECT / "templates/appliance.ovf.j2", level=1)
+    said = virtualbox.manage("import", "/tmp/dev-env.ova").output  # noqa: S108 - of the root directory
+    assert "Successfully imported" in said
+    machine = virtualbox.machine("dev-env")
+    assert (machine["memory"], machine["cpus"], machine["ostype"]) == ("4096", "2", "Debian (64-bit)")
+    forwards = {value for key, value in machine.items() if key.startswith("Forwarding(")}
+    assert forwards == {*FORWARDED, *(f"tcp-{port},tcp,127.0.0.1,{port},,{port}" for port in range(31000, 31020))}
+    virtualbox.manage("unregistervm", "dev-env", "--delete")
 
 
 def same_disk(disk: Path, disk_format: str, virtualbox: VirtualBox, machine: dict[str, str]) -> None:

@@ -97,6 +97,21 @@ def test_a_changed_file_changes_what_reads_it(project: Path, name: str, expected
     assert changed(project, before, planned(project)) == expected
 
 
+def test_of_a_template_for_the_guest_what_it_renders_to_counts(project: Path) -> None:
+    template = project / "provision/files/20-tool/etc/tool.conf.j2"
+    template.write_text("name = {{ image }}\n")
+    before = planned(project)
+    template.write_text("{# a word to who reads it #}name = {{ image }}\n")
+    assert not changed(project, before, planned(project))
+    template.write_text("name = the {{ image }}\n")
+    assert changed(project, before, planned(project)) == ["bake", "export"]
+    template.write_text("name = {{ imgae }}\n")
+    with pytest.raises(
+        InputError, match=r"cannot render provision/files/20-tool/etc/tool\.conf\.j2: 'imgae' is undefined"
+    ):
+        planned(project)
+
+
 def test_mode_of_a_file_counts(project: Path) -> None:
     before = planned(project)
     (project / "provision/20-tool.sh").chmod(0o755)

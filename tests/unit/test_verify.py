@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,7 +111,7 @@ def test_guest_that_does_not_come_up_leaves_its_console_and_screen(
     work, evidence = tmp_path / "work", tmp_path / "evidence"
     work.mkdir()
     with pytest.raises(VerifyError) as refused:
-        verify(subject(tmp_path / "a.qcow2"), work, "tcg", quiet(), evidence=evidence)
+        verify(subject(tmp_path / "a.qcow2"), work, "tcg", quiet(), evidence=evidence, keep=tmp_path / "kept")
     assert "qcow2-virtio-bios: the machine did not answer ssh within 6 s" in refused.value.message
     assert "its console ends with:\n    PANIC" in refused.value.message
     assert "qcow2-virtio-uefi" in refused.value.message
@@ -118,6 +120,16 @@ def test_guest_that_does_not_come_up_leaves_its_console_and_screen(
         assert not list((evidence / machine).glob("id_*")), "no private key stays"
         assert not list((evidence / machine).glob("*.qcow2"))
     assert '"passed": false' in (evidence / "verdict.json").read_text()
+    # What is kept starts again, by itself: its image lies beside it.
+    (tmp_path / "a.qcow2").unlink()
+    shutil.rmtree(work)
+    script = tmp_path / "kept/qcow2-virtio-bios/enter"
+    assert f"look inside: {script}" in refused.value.hint
+    with subprocess.Popen([script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        while b"PANIC" not in (line := process.stdout.readline()):
+            assert line, "it ended without a word"
+        process.kill()
 
 
 def test_file_that_its_importers_would_refuse(tmp_path: Path) -> None:

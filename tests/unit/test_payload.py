@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+from vmimage import PROJECT
+from vmimage.payload import MOUNT, render_templates, write_payload
+from vmimage.plan import make_plan
+from vmimage.run import run
+from vmimage.spec import load_spec
+
+TOOLS = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
+
+
+def test_templates_are_rendered_into_their_places(tmp_path: Path) -> None:
+    template = tmp_path / "etc" / "a.yaml.j2"
+    template.parent.mkdir()
+    template.write_text("name: {{ image }}\n")
+    template.chmod(0o600)
+    render_templates(tmp_path, {"image": "x"})
+    (made,) = template.parent.iterdir()
+    assert (made.name, made.read_text(), made.stat().st_mode & 0o777) == ("a.yaml", "name: x\n", 0o600)
+
+
+def test_payload_holds_what_the_steps_that_will_run_read_and_nothing_else(tmp_path: Path) -> None:
+    spec = load_spec(PROJECT / "images.yaml")
+    plan = make_plan(spec, "dev-env", project=PROJECT, tools=TOOLS, today=date(2026, 11, 23))
+    image = tmp_path / "payload.img"
+    write_payload(plan, ["40-sshfs.sh", "60-environment.sh", "99-seal.sh"], {}, tmp_path / "payload", image)
+    assert not (tmp_path / "payload").exists()
+    listed = run(["debugfs", "-R", "ls -p /provision", image]).output
+    assert {line.split("/")[5] for line in listed.splitlines() if line.startswith("/")} == {
+        ".", "..", "40-sshfs.sh", "60-environment.sh", "99-seal.sh",
+    }  # fmt: skip
+    env = run(["debugfs", "-R", "cat /env/60-environment.sh", image]).output
+    assert f"export PINS={MOUNT}/pins/60-environment" in env
+
+
+def test_settings_of_k3s_are_rendered_for_the_image(tmp_path: Path) -> None:
+    settings = PROJECT / "provision/files/50-k3s/etc/rancher/k3s/config.yaml.j2"
+    copy = tmp_path / settings.name
+    copy.write_text(settings.read_text())
+    render_templates(tmp_path, {"image": "dev-env"})
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["node-name"] == "dev-env"
