@@ -133,6 +133,8 @@ def make_plan(
             "suite": base.suite,
             "arch": base.arch,
             "packages": sorted(packages),
+            "exclude": list(base.exclude),
+            "keep": list(base.keep),
             "period": period(base.refresh, today),
             "mirrors": list(debian_mirrors),
             "files": digests(project, [Path("provision/base.sh")]),
