@@ -7,6 +7,12 @@ from pathlib import Path
 
 from vmimage.run import run
 
+CLUSTER = 64 << 10
+"""Bytes that are compressed by themselves: qemu-img's default."""
+
+ZSTD_LEVEL = 3
+"""zstd's own default: QEMU sets none (block/qcow2-threads.c)."""
+
 MAGIC = b"QFI\xfb"
 HEADER = struct.Struct(">4sIQIIQ")
 """Magic, version, backing file's offset and size, cluster bits, virtual size."""
