@@ -29,6 +29,7 @@ from vmimage.runner import find_public_keys, machine_like, run_release
 from vmimage.seed import make_seed
 from vmimage.settings import options
 from vmimage.share import find_private_key, make_share, run_share
+from vmimage.size_report import show_size
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
 from vmimage.stages.fetch import fetch as fetch_files
@@ -380,6 +381,27 @@ def kubeconfig(
         console.say(f"changed: {path}{before}" if changed else f"{path} is as it should be")
         if not remove:
             console.say(f"try: kubectl --context {context} get nodes")
+
+
+@task(
+    positional=["image"],
+    optional=["image"],
+    help={
+        "image": IMAGE,
+        "version": "a version in dist/; the latest when not given, or what is baked if nothing is released",
+        "output": "draw it: an SVG file to write",
+        "json": JSON,
+    },
+)
+def size(
+    _: Context, image: str | None = None, version: str | None = None, output: str | None = None, json: bool = False
+) -> None:
+    """Tell what the bytes of an image are."""
+    chosen = options()
+    with session(chosen, json_lines=json) as (console, store):
+        to = Path(output).absolute() if output else None
+        made = pipeline.plan_image(image, chosen)
+        show_size(made, load_spec(chosen.spec), chosen.dist, store, console, version=version, output=to)
 
 
 @task(positional=["what", "image"], optional=["image"], help={"what": "export", "image": IMAGE, "json": JSON})

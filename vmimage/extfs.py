@@ -114,7 +114,8 @@ def read_root(disk: RawDisk, work: Path) -> Root:
 
 def parse_runs(text: str, start: int, block: int) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
     """Return the (runs, tables) in what debugfs's `stat` says of an inode; pure."""
-    runs, tables = [], []
+    runs: list[Run] = []
+    tables: list[Run] = []
     for match in _RUN.finditer(re.split(r"^(?:EXTENTS|BLOCKS):$", text, maxsplit=1, flags=re.MULTILINE)[-1]):
         first, last = int(match[3]), int(match[4] or match[3])
         # A table is called ETB0, IND and so on where others have the number of their block.

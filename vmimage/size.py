@@ -6,6 +6,7 @@ does it, by itself, and its compressed bytes are divided among the owners of its
 
 from __future__ import annotations
 
+import re
 import stat
 from array import array
 from collections import Counter
@@ -21,6 +22,7 @@ from vmimage.disk import RawDisk, extents, read_range
 from vmimage.extfs import Node, Root, Run, contents, read_root, tar_stream
 from vmimage.formats.qcow2 import CLUSTER, ZSTD_LEVEL
 from vmimage.plan import Plan
+from vmimage.spec import Component
 
 BLOCK = 4096
 """Bytes that have one owner: the block of the file system, and what qemu-img looks for zeros in."""
@@ -33,6 +35,8 @@ JOURNAL: Owner = ("file system", "journal")
 FREE: Owner = ("not trimmed", "free space")
 OUTSIDE: Owner = ("boot", "partition table, BIOS GRUB, ESP")
 
+# Modules by folder: drivers/net, fs, …
+MODULE = re.compile(r"^/usr/lib/modules/[^/]+/kernel/(drivers/[^/]+|[^/]+)/")
 DPKG_LISTS = "/var/lib/dpkg/info/"
 CONTAINER_IMAGES = "/var/lib/rancher/k3s/agent/images/"
 
@@ -42,7 +46,7 @@ BOOT = {
     "/boot/vmlinuz": "kernel",
     "/boot/grub/": "GRUB",
     "/boot/": "kernel",
-    "/usr/lib/modules/": "kernel modules",
+    "/usr/lib/modules/": "modules' indexes",
     "/usr/lib/firmware/": "firmware",
 }
 UNOWNED = {
@@ -89,6 +93,11 @@ class Size:
         return Part(group=group, name="", files=files, disk_bytes=disk, qcow2_bytes=qcow2)
 
 
+def mib(count: float) -> str:
+    """Return a size for people, in the one unit in which sizes of one image compare well."""
+    return f"{count / (1 << 20):.1f} MiB"
+
+
 def measure(path: Path, work: Path, components: Mapping[str, str]) -> Size:
     """Measure a raw disk.
 
@@ -121,24 +130,21 @@ def measure(path: Path, work: Path, components: Mapping[str, str]) -> Size:
     return Size(parts=tuple(parts), tar_zst_bytes=tar_zst_bytes)
 
 
-def component_files(plan: Plan, components: Mapping[str, Sequence[str]], steps: Mapping[str, str]) -> dict[str, str]:
-    """Return path in the image -> component, for files laid over its root and for programs that are pins.
-
-    Args:
-        components: Component -> its pins; `steps`: component -> its step.
-    """
-    found = {}
-    for component in plan.image.components:
-        overlay = PROJECT / "provision" / "files" / steps.get(component, "").removesuffix(".sh")
-        if component in steps:
-            found |= {f"/{path.relative_to(overlay)}": component for path in overlay.rglob("*") if not path.is_dir()}
-        found |= {f"/usr/local/bin/{pin}": component for pin in components[component]}
+def component_files(plan: Plan, components: Mapping[str, Component]) -> dict[str, str]:
+    """Return path in the image -> component, for files laid over its root and for programs that are pins."""
+    found: dict[str, str] = {}
+    for name in plan.image.components:
+        component = components[name]
+        if component.step:
+            overlay = PROJECT / "provision" / "files" / component.step.removesuffix(".sh")
+            found |= {f"/{path.relative_to(overlay)}": name for path in overlay.rglob("*") if not path.is_dir()}
+        found |= {f"/usr/local/bin/{pin}": name for pin in component.pins}
     return found
 
 
 def package_of(nodes: Sequence[Node], fd: int) -> dict[str, str]:
     """Return path -> package, from the lists that dpkg keeps in the image."""
-    found = {}
+    found: dict[str, str] = {}
     for node in nodes:
         if node.path.startswith(DPKG_LISTS) and node.path.endswith(".list"):
             name = node.path.removeprefix(DPKG_LISTS).removesuffix(".list").partition(":")[0]
@@ -159,19 +165,17 @@ def owners_of(nodes: Sequence[Node], packages: Mapping[str, str], components: Ma
 
 def owner_of(path: str, packages: Mapping[str, str], components: Mapping[str, str]) -> Owner:
     """Return (group, name) for the path of a file; pure."""
-    if path.startswith(CONTAINER_IMAGES):
-        return "container images", path.removeprefix(CONTAINER_IMAGES)
-    if boot := _by_prefix(path, BOOT):
-        return "boot", boot
-    if path in components:
-        return "components", components[path]
-    if path in packages:
-        return "packages", packages[path]
-    if "/__pycache__/" in path:
-        return "caches and others", "Python bytecode"
-    if path.startswith("/usr/local/"):
-        return "components", "others"
-    return "caches and others", _by_prefix(path, UNOWNED) or "others"
+    module = MODULE.match(path)
+    choices = (
+        ("container images", path.startswith(CONTAINER_IMAGES) and path.removeprefix(CONTAINER_IMAGES)),
+        ("boot", f"{module[1]} modules" if module else _by_prefix(path, BOOT)),
+        ("components", components.get(path)),
+        ("packages", packages.get(path)),
+        ("caches and others", "/__pycache__/" in path and "Python bytecode"),
+        ("components", path.startswith("/usr/local/") and "others"),
+        ("caches and others", _by_prefix(path, UNOWNED) or "others"),
+    )
+    return next((group, name) for group, name in choices if name)
 
 
 def _by_prefix(path: str, rules: Mapping[str, str]) -> str | None:
