@@ -45,7 +45,7 @@ chroot "$root" systemctl --quiet disable grub-common.service
 # dpkg flushes to the disk again.
 {
     echo '# Files of packages that are not unpacked. To have some, remove their lines and reinstall the package.'
-    grep -v force-unsafe-io "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
+    sed /force-unsafe-io/d "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 } > "$root/etc/dpkg/dpkg.cfg.d/50-vmimage"
 rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 

@@ -19,7 +19,7 @@ CHUNK = 4 << 20
 
 _SECTION = re.compile(r"^debugfs: .*\n", re.MULTILINE)
 _ENTRY = re.compile(r"^/(\d+)/(\d{6})/(\d+)/(\d+)/(.*)/(\d*)/$", re.MULTILINE)
-_RUN = re.compile(r"\((\w+)(?:-(\d+))?\)(?:\[u\])?:(\d+)(?:-(\d+))?")
+_RUN = re.compile(r"\((\d+)[^)]*\):(\d+)(?:-(\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,6 @@ class Node:
         size: Of a regular file, in bytes; else 0.
         target: Of a symbolic link that is short enough to lie in the inode; a longer one lies in `runs`.
         runs: In order; what they leave out is zeros.
-        tables: Runs of the file system's own that tell where the others are.
     """
 
     path: str
@@ -52,7 +51,6 @@ class Node:
     mtime: int
     target: str
     runs: tuple[Run, ...]
-    tables: tuple[Run, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,6 @@ def read_root(disk: RawDisk, work: Path) -> Root:
     details = dict(zip(inodes, _ask(disk, [f"stat <{inode}>" for inode in inodes], work), strict=True))
     nodes = []
     for path, inode, mode, uid, gid, size in found:
-        runs, tables = parse_runs(details[inode], start, block)
         target = re.search(r'^Fast link dest: "(.*)"$', details[inode], re.MULTILINE)
         mtime = re.search(r"^ *mtime: 0x([0-9a-f]{8})", details[inode], re.MULTILINE)
         nodes.append(
@@ -103,26 +100,22 @@ def read_root(disk: RawDisk, work: Path) -> Root:
                 size=size,
                 mtime=int(mtime[1], 16) if mtime else 0,
                 target=target[1] if target else "",
-                runs=runs,
-                tables=tables,
+                runs=parse_runs(details[inode], start, block),
             )
         )
     free = parse_free(groups, start, block)
-    journal = parse_runs(details[JOURNAL_INODE], start, block)[0]
+    journal = parse_runs(details[JOURNAL_INODE], start, block)
     return Root(start=start, block=block, size=block * count, nodes=tuple(nodes), journal=journal, free=free)
 
 
-def parse_runs(text: str, start: int, block: int) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
-    """Return the (runs, tables) in what debugfs's `stat` says of an inode; pure."""
-    runs: list[Run] = []
-    tables: list[Run] = []
-    for match in _RUN.finditer(re.split(r"^(?:EXTENTS|BLOCKS):$", text, maxsplit=1, flags=re.MULTILINE)[-1]):
-        first, last = int(match[3]), int(match[4] or match[3])
-        # A table is called ETB0, IND and so on where others have the number of their block.
-        at = int(match[1]) * block if match[1].isdigit() else 0
-        one = Run(at=at, disk=start + first * block, length=(last - first + 1) * block)
-        (runs if match[1].isdigit() else tables).append(one)
-    return tuple(sorted(runs, key=lambda one: one.at)), tuple(tables)
+def parse_runs(text: str, start: int, block: int) -> tuple[Run, ...]:
+    """Return the runs in what debugfs's `stat` says of an inode; pure. Tables, such as (ETB0) and (IND), are none."""
+    _, _, blocks = text.partition("\nEXTENTS:\n") if "\nEXTENTS:\n" in text else text.partition("\nBLOCKS:\n")
+    runs = []
+    for at, first, last in _RUN.findall(blocks):
+        length = (int(last or first) - int(first) + 1) * block
+        runs.append(Run(at=int(at) * block, disk=start + int(first) * block, length=length))
+    return tuple(sorted(runs, key=lambda one: one.at))
 
 
 def parse_free(text: str, start: int, block: int) -> tuple[tuple[int, int], ...]:

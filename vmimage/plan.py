@@ -17,7 +17,7 @@ from vmimage.store import stage_key
 # Raise when the code of a stage changes what it makes from the same inputs.
 BASE_EDITION = 3
 BAKE_EDITION = 3
-EXPORT_EDITION = 2
+EXPORT_EDITION = 3
 
 APPLIANCE_TEMPLATE = Path("templates/appliance.ovf.j2")
 VAGRANT_TEMPLATE = Path("templates/Vagrantfile.j2")

@@ -21,7 +21,6 @@ from vmimage import PROJECT
 from vmimage.disk import RawDisk, extents, read_range
 from vmimage.extfs import Node, Root, Run, contents, read_root, tar_stream
 from vmimage.formats.qcow2 import CLUSTER, ZSTD_LEVEL
-from vmimage.plan import Plan
 from vmimage.spec import Component
 
 BLOCK = 4096
@@ -63,7 +62,7 @@ class Part:
     """What belongs together.
 
     Attributes:
-        disk_bytes: Allocated on the raw disk.
+        disk_bytes: Of its blocks on the raw disk that are not all zeros.
         qcow2_bytes: Its share of the compressed clusters.
     """
 
@@ -130,10 +129,10 @@ def measure(path: Path, work: Path, components: Mapping[str, str]) -> Size:
     return Size(parts=tuple(parts), tar_zst_bytes=tar_zst_bytes)
 
 
-def component_files(plan: Plan, components: Mapping[str, Component]) -> dict[str, str]:
+def component_files(names: Sequence[str], components: Mapping[str, Component]) -> dict[str, str]:
     """Return path in the image -> component, for files laid over its root and for programs that are pins."""
     found: dict[str, str] = {}
-    for name in plan.image.components:
+    for name in names:
         component = components[name]
         if component.step:
             overlay = PROJECT / "provision" / "files" / component.step.removesuffix(".sh")

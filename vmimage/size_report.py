@@ -39,7 +39,7 @@ def show_size(
         raise InputError(f"--output {output}: the picture is an SVG", hint=f"--output {output.with_suffix('.svg')}")
     with store.workspace("size") as work:
         name, disk, qcow2 = _open(plan, dist, store, work, version)
-        components = component_files(plan, spec.components)
+        components = component_files(plan.image.components, spec.components)
         size = measure(disk, work, components)
         file_bytes = qcow2.stat().st_size
     for part in size.parts:
