@@ -20,7 +20,7 @@ import zstandard
 from vmimage import PROJECT
 from vmimage.disk import RawDisk, extents, read_range
 from vmimage.extfs import Node, Root, Run, contents, read_root, tar_stream
-from vmimage.formats.qcow2 import CLUSTER, ZSTD_LEVEL
+from vmimage.formats.qcow2 import ZSTD_LEVEL
 from vmimage.spec import Component
 
 BLOCK = 4096
@@ -97,12 +97,13 @@ def mib(count: float) -> str:
     return f"{count / (1 << 20):.1f} MiB"
 
 
-def measure(path: Path, work: Path, components: Mapping[str, str]) -> Size:
+def measure(path: Path, work: Path, components: Mapping[str, str], cluster: int) -> Size:
     """Measure a raw disk.
 
     Args:
         work: A folder for temporary files.
         components: Path in the image -> component that lays it there.
+        cluster: Bytes that the qcow2 compresses by themselves.
 
     Raises:
         VerifyError: It has no root file system that can be read.
@@ -115,7 +116,7 @@ def measure(path: Path, work: Path, components: Mapping[str, str]) -> Size:
         table, names = block_owners(root, path.stat().st_size, owners)
         disk_bytes: Counter[int] = Counter()
         qcow2_bytes: Counter[float] = Counter()
-        for blocks, compressed in pool.map(lambda at: _cluster(fd, at, table), _clusters(fd)):
+        for blocks, compressed in pool.map(lambda at: _cluster(fd, at, cluster, table), _clusters(fd, cluster)):
             disk_bytes.update({owner: count * BLOCK for owner, count in blocks.items()})
             qcow2_bytes.update({o: compressed * count / blocks.total() for o, count in blocks.items()})
         tar_zst_bytes = tar.result()
@@ -203,25 +204,25 @@ def block_owners(root: Root, disk_size: int, owners: Sequence[Owner]) -> tuple[a
     return table, list(numbers)
 
 
-def _clusters(fd: int) -> Iterator[int]:
+def _clusters(fd: int, cluster: int) -> Iterator[int]:
     """Yield the offset of each cluster of which anything is allocated."""
     done = 0
     for start, end in extents(fd):
-        for at in range(max(done, start - start % CLUSTER), end, CLUSTER):
+        for at in range(max(done, start - start % cluster), end, cluster):
             yield at
-            done = at + CLUSTER
+            done = at + cluster
 
 
-def _cluster(fd: int, at: int, table: Sequence[int]) -> tuple[Counter[int], int]:
+def _cluster(fd: int, at: int, size: int, table: Sequence[int]) -> tuple[Counter[int], int]:
     """Return blocks by owner, zeros left out, and the bytes of a cluster when it is compressed."""
-    data = read_range(fd, at, min(at + CLUSTER, len(table) * BLOCK))
+    data = read_range(fd, at, min(at + size, len(table) * BLOCK))
     zeros = bytes(BLOCK)
     used = [i for i in range(len(data) // BLOCK) if data[i * BLOCK : (i + 1) * BLOCK] != zeros]
     if not used:
         return Counter(), 0
     # qemu-img stores a cluster as it is when compression gains nothing.
     compressed = len(zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=False).compress(data))
-    return Counter(table[at // BLOCK + i] for i in used), min(compressed, CLUSTER)
+    return Counter(table[at // BLOCK + i] for i in used), min(compressed, size)
 
 
 def _tar_zst(root: Root, fd: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from vmimage.console import Console
 from vmimage.errors import InputError, VerifyError
 from vmimage.formats.opened import open_disk
-from vmimage.formats.qcow2 import write_qcow2
+from vmimage.formats.qcow2 import HEADER, cluster_size, write_qcow2
 from vmimage.plan import Plan
 from vmimage.run import run
 from vmimage.size import GROUPS, Size, component_files, measure, mib
@@ -39,8 +39,9 @@ def show_size(
         raise InputError(f"--output {output}: the picture is an SVG", hint=f"--output {output.with_suffix('.svg')}")
     with store.workspace("size") as work:
         name, disk, qcow2 = _open(plan, dist, store, work, version)
-        components = component_files(plan.image.components, spec.components)
-        size = measure(disk, work, components)
+        with qcow2.open("rb") as file:
+            cluster = cluster_size(file.read(HEADER.size))
+        size = measure(disk, work, component_files(plan.image.components, spec.components), cluster)
         file_bytes = qcow2.stat().st_size
     for part in size.parts:
         console.event("part", **asdict(part))

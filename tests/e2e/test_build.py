@@ -80,6 +80,19 @@ def test_list_and_plan_know_the_release(release: Path, sandbox: Sandbox) -> None
     assert ["release", "done"] in rows
 
 
+def test_size_finds_nothing_that_need_not_be_there(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
+    picture = tmp_path / "size.svg"
+    done = sandbox.invoke("size", "toolbox", "--json", "--output", str(picture))
+    result = done.event("result")
+    assert result["ratio"] <= 1.10, "the qcow2 against the same files as a tar, compressed by the same means"
+    parts = [seen for seen in done.events if seen["event"] == "part"]
+    assert {part["name"] for part in parts if part["group"] == "components"} >= {"kubectl", "helm"}
+    assert sum(part["disk_bytes"] for part in parts if part["group"] == "not trimmed") < 1 << 20
+    (qcow2,) = release.glob("*.qcow2")
+    assert result["qcow2_bytes"] == qcow2.stat().st_size
+    assert picture.read_text().startswith("<svg")
+
+
 def test_broken_pin_is_refused(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
     good = "65691ff77eb6fa44c908b77a1082c9f092c3b9733b5cefabec0d1104890e21a8"
     broken = sandbox.broken(tmp_path / "project", "images.yaml", f"amd64: {good}", f"amd64: {'0' * 64}")

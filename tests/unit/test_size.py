@@ -9,7 +9,7 @@ import pytest
 from vmimage import PROJECT
 from vmimage.disk import extents
 from vmimage.extfs import Node, Root, Run
-from vmimage.formats.qcow2 import CLUSTER, write_qcow2
+from vmimage.formats.qcow2 import CLUSTER, cluster_size, write_qcow2
 from vmimage.size import (
     BLOCK,
     FOLDERS,
@@ -54,7 +54,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def size(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Size:
-    return measure(disk, tmp_path_factory.mktemp("work"), {"/usr/local/bin/helm": "helm"})
+    return measure(disk, tmp_path_factory.mktemp("work"), {"/usr/local/bin/helm": "helm"}, CLUSTER)
 
 
 def part(size: Size, group: str, name: str) -> tuple[int, int, int]:
@@ -89,8 +89,10 @@ def test_parts_are_all_that_is_allocated_and_all_that_the_qcow2_holds(size: Size
         blocks = [os.pread(file.fileno(), BLOCK, at) for a, b in extents(file.fileno()) for at in range(a, b, BLOCK)]
     everything = size.total()
     assert everything.disk_bytes == BLOCK * sum(any(block) for block in blocks)
-    write_qcow2(disk, tmp_path / "disk.qcow2", compression="zstd")
-    tables = (tmp_path / "disk.qcow2").stat().st_size - everything.qcow2_bytes
+    qcow2 = tmp_path / "disk.qcow2"
+    write_qcow2(disk, qcow2, compression="zstd")
+    assert cluster_size(qcow2.read_bytes()[:100]) == CLUSTER
+    tables = qcow2.stat().st_size - everything.qcow2_bytes
     assert 0 < tables < 16 * CLUSTER + everything.qcow2_bytes / 20
 
 
@@ -109,7 +111,7 @@ def test_bytes_that_stay_in_free_space_are_found(disk: Path, tmp_path: Path) -> 
             copy.write(os.pread(source.fileno(), end - start, start))
         copy.seek(7 << 30)
         copy.write(PROGRAM)
-    assert part(measure(dirty, tmp_path, {}), "not trimmed", "free space") == (0, len(PROGRAM), len(PROGRAM))
+    assert part(measure(dirty, tmp_path, {}, CLUSTER), "not trimmed", "free space") == (0, len(PROGRAM), len(PROGRAM))
 
 
 @pytest.mark.parametrize(
