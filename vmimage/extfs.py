@@ -160,14 +160,19 @@ def contents(node: Node, read: Callable[[int, int], bytes]) -> Iterator[bytes]:
     """Yield the bytes of a regular file."""
     done = 0
     for one in node.runs:
-        yield bytes(min(one.at, node.size) - done)
+        yield from _zeros(min(one.at, node.size) - done)
         done = min(one.at, node.size)
         end = min(one.at + one.length, node.size)
         while done < end:
             at, stop = one.disk + done - one.at, min(end, done + CHUNK)
             yield read(at, at + stop - done)
             done = stop
-    yield bytes(node.size - done)
+    yield from _zeros(node.size - done)
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    for done in range(0, count, CHUNK):
+        yield bytes(min(count - done, CHUNK))
 
 
 def _long_target(node: Node, read: Callable[[int, int], bytes]) -> str:

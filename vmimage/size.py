@@ -148,7 +148,7 @@ def package_of(nodes: Sequence[Node], fd: int) -> dict[str, str]:
     for node in nodes:
         if node.path.startswith(DPKG_LISTS) and node.path.endswith(".list"):
             name = node.path.removeprefix(DPKG_LISTS).removesuffix(".list").partition(":")[0]
-            text = b"".join(contents(node, lambda start, end: read_range(fd, start, end))).decode()
+            text = b"".join(contents(node, lambda start, end: read_range(fd, start, end))).decode(errors="replace")
             found |= {merged_usr(path): name for path in text.splitlines()}
     return found
 
