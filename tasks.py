@@ -30,6 +30,7 @@ from vmimage.runner import find_public_keys, machine_like, run_release
 from vmimage.seed import existing_seed, make_seed
 from vmimage.settings import options
 from vmimage.share import find_private_key, make_share, run_share
+from vmimage.size_report import show_size
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
 from vmimage.stages.fetch import fetch as fetch_files
@@ -421,6 +422,27 @@ def kubeconfig(
             console.say(f"try: kubectl --context {context} get nodes")
 
 
+@task(
+    positional=["image"],
+    optional=["image"],
+    help={
+        "image": IMAGE,
+        "version": "a version in dist/; the latest when not given, or what is baked if nothing is released",
+        "output": "draw it: an SVG file to write",
+        "json": JSON,
+    },
+)
+def size(
+    _: Context, image: str | None = None, version: str | None = None, output: str | None = None, json: bool = False
+) -> None:
+    """Tell what the bytes of an image are."""
+    chosen = options()
+    with session(chosen, json_lines=json) as (console, store):
+        to = Path(output).absolute() if output else None
+        made = pipeline.plan_image(image, chosen)
+        show_size(made, load_spec(chosen.spec), chosen.dist, store, console, version=version, output=to)
+
+
 @task(positional=["what", "image"], optional=["image"], help={"what": "export", "image": IMAGE, "json": JSON})
 def bench(_: Context, what: str, image: str | None = None, json: bool = False) -> None:
     """Measure our writers against others, side by side."""
@@ -435,15 +457,18 @@ def bench(_: Context, what: str, image: str | None = None, json: bool = False) -
     help={
         "unit": "only what needs no build (about a minute)",
         "keyword": "only tests that match (pytest -k)",
+        "vagrant": "with `vagrant up` of the libvirt box, which takes minutes",
         "real-k3s": "a mirror of k3s's files: dev-env is tested with them, containers included, instead of a stand-in",
     }
 )
-def test(_: Context, unit: bool = False, keyword: str = "", real_k3s: str = "") -> None:
+def test(_: Context, unit: bool = False, keyword: str = "", vagrant: bool = False, real_k3s: str = "") -> None:
     """Run the tests, with lint and real builds."""
     folders = ["tests/unit"] if unit else ["tests/unit", "tests/e2e"]
     select = ["-k", keyword] if keyword else []
     if real_k3s:
         os.environ["VMIMAGE_TEST_REAL_K3S"] = real_k3s if "://" in real_k3s else str(Path(real_k3s).absolute())
+    if vagrant:
+        os.environ["VMIMAGE_TEST_VAGRANT"] = "1"
     os.chdir(PROJECT)
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *folders, *select])  # noqa: S606 - its exit code is ours
 

@@ -44,8 +44,8 @@ chroot "$root" systemctl --quiet disable grub-common.service
 # mmdebstrap leaves the options that it gave to dpkg. What is not unpacked stays so for later packages; in the image,
 # dpkg flushes to the disk again.
 {
-    echo '# Manual pages, documentation and translations are not unpacked: remove this file before you install man-db.'
-    grep -v force-unsafe-io "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
+    echo '# Files of packages that are not unpacked. To have some, remove their lines and reinstall the package.'
+    sed /force-unsafe-io/d "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 } > "$root/etc/dpkg/dpkg.cfg.d/50-vmimage"
 rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 

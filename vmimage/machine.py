@@ -69,6 +69,7 @@ class Hardware:
         memory: MiB.
         forwards: Guest port -> port on this host's loopback; 0 lets the kernel choose a free one.
         restrict: The guest reaches nothing outside; only the forwards go in.
+        throwaway: What the guest writes need not survive this host: no flush waits for its disk.
     """
 
     profile: str = "virtio"
@@ -78,6 +79,7 @@ class Hardware:
     memory: int = 2048
     forwards: Mapping[int, int]
     restrict: bool = True
+    throwaway: bool = False
 
 
 def write_seed(
@@ -143,7 +145,8 @@ def qemu_command(
     command += ["-serial", serial]
     command += ["-netdev", f"user,id=net0{restrict}{forwards}", "-device", f"{profile.network},netdev=net0"]
     # A full disk of the host is an error at once; by default QEMU would stop the machine and wait for room.
-    options = "format=qcow2,if=none,id=root,discard=unmap,werror=report"
+    cache = "unsafe" if hardware.throwaway else "writeback"
+    options = f"format=qcow2,if=none,id=root,discard=unmap,werror=report,cache={cache}"
     command += ["-drive", f"file={qemu_value(disk)},{options}"]
     *controllers, root = profile.disk
     for device in (*controllers, f"{root},bootindex=1"):

@@ -20,7 +20,7 @@ from vmimage.store import AFTER, LAYER, stage_key
 # Raise when the code of a stage changes what it makes from the same inputs.
 BASE_EDITION = 3
 BAKE_EDITION = 4
-EXPORT_EDITION = 2
+EXPORT_EDITION = 3
 
 TEMPLATE = ".j2"
 APPLIANCE_TEMPLATE = Path("templates/appliance.ovf.j2")
@@ -155,6 +155,8 @@ def make_plan(
             "suite": base.suite,
             "arch": base.arch,
             "packages": sorted(packages),
+            "exclude": list(base.exclude),
+            "keep": list(base.keep),
             "period": period(base.refresh, today),
             "mirrors": list(debian_mirrors),
             "files": digests(project, [Path("provision/base.sh")]),

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 TAIL_LINES = 30
 
+_running: set[subprocess.Popen[str]] = set()
+_guard = threading.Lock()
+
 
 class Confine(Enum):
     """How far a child is confined."""
@@ -97,14 +100,25 @@ def spawn(
             raise HostError(
                 f"cannot start {argv[0]}: {error.strerror}: {error.filename}", hint="run `invoke doctor`"
             ) from error
+        with _guard:
+            _running.add(process)
         try:
             yield process
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
+            with _guard:
+                _running.discard(process)
             if process.stdout:
                 process.stdout.close()
+
+
+def kill_running() -> None:
+    """Kill every child: threads that wait for one then end, where we are to end before them."""
+    with _guard:
+        for process in _running:
+            process.kill()
 
 
 def run(

@@ -117,6 +117,7 @@ def run_release(
             memory=size_bytes(machine_facts["memory"]) >> 20,
             forwards={FORWARDS[name].guest: port for name, port in ports.items()} | {port: port for port in further},
             restrict=False,
+            throwaway=disk is None,
         )
         with start(hardware, disk=overlay, seed=seed, folder=work) as machine:
             console.event("run", release=str(release.path), ports=dict(ports), serial=str(machine.serial))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import string
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +25,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_-]*$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+Unpacked = Annotated[str, StringConstraints(pattern=r"^(/[^/\s,]+){2,}$")]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* (MiB|GiB)$")]
 Step = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$")]
 Ports = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{3,4}-[1-9][0-9]{3,4}$")]
@@ -99,6 +101,12 @@ class Base(Model):
         "weekly", description="how often the packages are taken from the mirror anew"
     )
     packages: tuple[Package, ...] = Field(strict=False, min_length=1)
+    exclude: tuple[Unpacked, ...] = Field(
+        (), strict=False, description="files of packages that are not unpacked: dpkg's path-exclude, * matches / too"
+    )
+    keep: tuple[Unpacked, ...] = Field(
+        (), strict=False, description="of those, files that are unpacked all the same: dpkg's path-include"
+    )
 
 
 class Component(Model):
@@ -235,7 +243,7 @@ def load_spec(path: Path) -> Spec:
             problems += [_problem(details, document) for details in error.errors()]  # type: ignore[arg-type]
         problems += _dangling(document, path.parent)
         if spec and not problems:
-            problems += _without_digest(spec, document)
+            problems += [*_without_digest(spec, document), *_kept_in_vain(spec, document)]
     if problems or spec is None:
         lines = sorted({(p.line, f"{path.name}:{p.line}: {dotted(p.path)}{p.message}") for p in problems})
         raise InputError("\n".join(text for _, text in lines), hint=f"correct {path}; README.md explains the keys")
@@ -350,4 +358,14 @@ def _without_digest(spec: Spec, document: Document) -> Iterator[Problem]:
             if arch not in spec.pins[pin].sha256:
                 path: YamlPath = ("pins", pin, "sha256")
                 message = f"no digest for {arch}, which images.{name} needs"
+                yield Problem(line=document.line(path), path=path, message=message)
+
+
+def _kept_in_vain(spec: Spec, document: Document) -> Iterator[Problem]:
+    """Find patterns in `keep` that no pattern in `exclude` covers: misspelt, or left over."""
+    for name, base in spec.bases.items():
+        for i, kept in enumerate(base.keep):
+            if not any(fnmatchcase(kept, excluded) for excluded in base.exclude):
+                path: YamlPath = ("bases", name, "keep", i)
+                message = f"{kept!r} is in nothing that `exclude` names{near_miss(kept, list(base.exclude))}"
                 yield Problem(line=document.line(path), path=path, message=message)

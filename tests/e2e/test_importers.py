@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from datetime import date
 from pathlib import Path
@@ -152,6 +153,7 @@ def test_virt_v2v_reads_the_ova(release: Path, libvirt: Tree) -> None:
     assert 'Bridge "NAT" [e1000]' in said
 
 
+@pytest.mark.skipif("VMIMAGE_TEST_VAGRANT" not in os.environ, reason="takes minutes: `invoke test --vagrant`")
 def test_vagrant_starts_the_libvirt_box_and_its_key_works(boxes: Path, libvirt: Tree) -> None:
     network = libvirt.run("sh", "-c", f"mkdir -p /root/run; {DAEMONS} virsh --quiet net-start default", check=False)
     if network.returncode:

@@ -86,6 +86,21 @@ def test_every_problem_is_reported_at_once_in_order_of_lines(project: Path) -> N
         ),
         ("        member: [inner.tgz, package/tool]\n", "", "a pypi location needs `member`"),
         ("[systemd, openssh-server]", "['--force']", "bases.trixie.packages[0]:"),
+        (
+            "    suite: trixie\n",
+            "    suite: trixie\n    exclude: [usr/share/doc/*]\n",
+            "exclude[0]: 'usr/share/doc/*' does",
+        ),
+        (
+            "    suite: trixie\n",
+            "    suite: trixie\n    exclude: [/usr*]\n",
+            "exclude[0]: '/usr*' does not have the form",
+        ),
+        (
+            "    suite: trixie\n",
+            "    suite: trixie\n    exclude: [/usr/share/doc/*]\n    keep: [/usr/share/docs/a]\n",
+            "images.yaml:6: bases.trixie.keep[0]: '/usr/share/docs/a' is in nothing that `exclude` names (did you mean",
+        ),
     ],
 )
 def test_each_problem_says_where_and_what(project: Path, old: str, new: str, said: str) -> None:

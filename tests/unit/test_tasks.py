@@ -24,7 +24,7 @@ TASKS = [
     "lock",
     "plan",
 ]
-TASKS += ["run", "schema", "seed", "share", "test", "verify"]
+TASKS += ["run", "schema", "seed", "share", "size", "test", "verify"]
 
 
 @pytest.fixture
@@ -85,6 +85,8 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["kubeconfig", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
         (["share", "/none"], 2, "there is no directory /none"),
         (["share", "tests", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
+        (["size", "toolbox"], 2, "holds no release latest of toolbox"),
+        (["size", "--output", "a.png"], 2, "a.png: the picture is an SVG"),
         (["seed", "--ssh-key", "/none.pub"], 2, "there is no public ssh key at /none.pub"),
         (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
         (["verify"], 1, "did not receive required positional arguments: 'file'"),

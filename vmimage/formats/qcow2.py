@@ -7,6 +7,16 @@ from pathlib import Path
 
 from vmimage.run import run
 
+CLUSTER = 256 << 10
+"""Bytes that are compressed by themselves, and decompressed whole for every small read of the guest.
+
+Measured: against qemu-img's default of 64 KiB the file is 4 % smaller, and what a boot reads takes 0.4 s more (0.2 s
+with 128 KiB, 1 s with 512 KiB).
+"""
+
+ZSTD_LEVEL = 3
+"""zstd's own default: QEMU sets none (block/qcow2-threads.c)."""
+
 MAGIC = b"QFI\xfb"
 HEADER = struct.Struct(">4sIQIIQ")
 """Magic, version, backing file's offset and size, cluster bits, virtual size."""
@@ -15,8 +25,7 @@ HEADER = struct.Struct(">4sIQIIQ")
 def write_qcow2(disk: Path, to: Path, *, compression: str) -> None:
     """Write a raw disk as a compressed qcow2.
 
-    Without `-W` (writes out of order) the same disk gives the same bytes. Larger clusters would be faster to write
-    and smaller, but every small read of the guest would decompress a whole one.
+    Without `-W` (writes out of order) the same disk gives the same bytes.
 
     Args:
         compression: zstd or zlib.
@@ -24,19 +33,30 @@ def write_qcow2(disk: Path, to: Path, *, compression: str) -> None:
     Raises:
         BuildError: qemu-img failed.
     """
-    options = f"compression_type={compression}"
+    options = f"compression_type={compression},cluster_size={CLUSTER}"
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", options, disk, to])
 
 
 def virtual_size(head: bytes) -> int:
     """Return the size in bytes of the disk in a qcow2, from its header.
 
-    Source: https://github.com/qemu/qemu/blob/master/docs/interop/qcow2.rst
+    Raises:
+        ValueError: It is no qcow2.
+    """
+    return _header(head)[-1]
+
+
+def cluster_size(head: bytes) -> int:
+    """Return the bytes of a cluster of a qcow2, from its header.
 
     Raises:
         ValueError: It is no qcow2.
     """
+    return 1 << _header(head)[-2]
+
+
+def _header(head: bytes) -> tuple[int, ...]:
+    """Source: https://github.com/qemu/qemu/blob/master/docs/interop/qcow2.rst"""
     if head[:4] != MAGIC:
         raise ValueError("it is no qcow2")
-    size: int = HEADER.unpack(head[: HEADER.size])[-1]
-    return size
+    return HEADER.unpack(head[: HEADER.size])

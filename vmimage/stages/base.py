@@ -31,10 +31,6 @@ ROOT_START = 128 * MIB
 GPT_TAIL = MIB
 TIMEOUT_SECONDS = 1800
 
-# Nothing in the image reads these; without man-db there is no `man`. Copyright files must come along.
-UNPACKED_NOT = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/doc/*", "/usr/share/locale/*")
-UNPACKED_STILL = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
-
 # Partition types: https://uapi-group.org/specifications/specs/discoverable_partitions_specification/
 SFDISK_SCRIPT = f"""\
 label: gpt
@@ -58,8 +54,9 @@ def mmdebstrap_command(plan: Plan, tree: Path) -> list[str]:
         "--aptopt=Apt::Install-Recommends false",
         # No flush after every file: a base that was cut short is thrown away.
         "--dpkgopt=force-unsafe-io",
-        *(f"--dpkgopt=path-exclude={path}" for path in UNPACKED_NOT),
-        *(f"--dpkgopt=path-include={path}" for path in UNPACKED_STILL),
+        # dpkg(1): of the patterns that match a path, the last decides.
+        *(f"--dpkgopt=path-exclude={path}" for path in plan.base.exclude),
+        *(f"--dpkgopt=path-include={path}" for path in plan.base.keep),
         f"--customize-hook={PROJECT / 'provision' / 'base.sh'}",
         plan.base.suite,
         str(tree),

@@ -28,7 +28,7 @@ from vmimage.host import Accelerator
 from vmimage.kept import ENTER, keep_disk, write_enter
 from vmimage.machine import Hardware, make_overlay, qemu_command, start, write_seed
 from vmimage.matrix import Boot
-from vmimage.run import run, tail
+from vmimage.run import kill_running, run, tail
 from vmimage.spec import FormatName, size_bytes
 from vmimage.ssh import connect, make_key, wait_for_ssh
 
@@ -145,7 +145,13 @@ def verify(
             machines.submit(_check_machine, subject, index, disks[boot.kind], clones, rooms, accelerator, step)
             for index, boot in enumerate(subject.boots)
         ]
-        checks = [on_disk.result(), *(future.result() for future in in_machines)]
+        try:
+            checks = [on_disk.result(), *(future.result() for future in in_machines)]
+        except BaseException:
+            # Ctrl-C, or an error: no machine is waited for.
+            machines.shutdown(wait=False, cancel_futures=True)
+            kill_running()
+            raise
     for kind in disks:
         shutil.rmtree(work / f"disk-{kind}")
     changed = [file.path.name for file in subject.files if sha256_file(file.path) != digests[file.kind]]
@@ -263,6 +269,7 @@ def _check_machine(
         cpus=machine_cpus(subject.cpus, accelerator),
         memory=size_bytes(subject.memory) >> 20,
         forwards={22: 0},
+        throwaway=True,
     )
     try:
         make_overlay(disk.path, disk.format, overlay, grow_by=GROW_BYTES)

@@ -1,0 +1,116 @@
+"""`invoke size`: finds the disk of an image, and shows what `size` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from vmimage.console import Console
+from vmimage.errors import InputError, VerifyError
+from vmimage.formats.opened import open_disk
+from vmimage.formats.qcow2 import HEADER, cluster_size, write_qcow2
+from vmimage.plan import Plan
+from vmimage.run import run
+from vmimage.size import GROUPS, Size, component_files, measure, mib
+from vmimage.spec import Spec
+from vmimage.stages import release as releasing
+from vmimage.stages.bake import DISK
+from vmimage.store import Store
+from vmimage.treemap import picture
+
+SHOWN = 12
+"""Parts of a group that the table names."""
+
+
+def show_size(
+    plan: Plan, spec: Spec, dist: Path, store: Store, console: Console, *, version: str | None, output: Path | None
+) -> None:
+    """Print what the bytes of an image are: of a release if there is one, else of what is baked and in the cache.
+
+    Args:
+        version: Of a release; the latest when not given.
+        output: An SVG file to write.
+
+    Raises:
+        InputError: There is neither, or the picture cannot be written.
+    """
+    if output and output.suffix != ".svg":
+        raise InputError(f"--output {output}: the picture is an SVG", hint=f"--output {output.with_suffix('.svg')}")
+    with store.workspace("size") as work:
+        name, disk, qcow2 = _open(plan, dist, store, work, version)
+        with qcow2.open("rb") as file:
+            cluster = cluster_size(file.read(HEADER.size))
+        size = measure(disk, work, component_files(plan.image.components, spec.components), cluster)
+        file_bytes = qcow2.stat().st_size
+    for part in size.parts:
+        console.event("part", **asdict(part))
+    everything = size.total()
+    result = {
+        "image": name,
+        "disk_bytes": everything.disk_bytes,
+        "qcow2_bytes": file_bytes,
+        "tar_zst_bytes": size.tar_zst_bytes,
+        "ratio": round(file_bytes / size.tar_zst_bytes, 4),
+    }
+    for line in table(name, size, file_bytes):
+        console.say(line)
+    if output:
+        subtitle = f"Area: bytes in the compressed image. {mib(everything.disk_bytes)} on the disk."
+        try:
+            output.write_text(picture(size, f"{name}: {mib(file_bytes)} as qcow2", subtitle))
+        except OSError as error:
+            raise InputError(f"cannot write {output}: {error.strerror}", hint="give another --output") from error
+        console.say(f"\nwritten: {output}")
+    console.event("result", **result, output=str(output or ""))
+
+
+def table(name: str, size: Size, file_bytes: int) -> Iterator[str]:
+    """Yield the lines for people; pure."""
+    everything = size.total()
+    yield f"{name}\n\n{'':<42} {'files':>6} {'on the disk':>12} {'in the qcow2':>13}"
+    for group in GROUPS:
+        total = size.total(group)
+        share = f"{100 * total.qcow2_bytes / everything.qcow2_bytes:3.0f} %"
+        yield _line(group, total.files, total.disk_bytes, total.qcow2_bytes, share)
+        parts = [part for part in size.parts if part.group == group]
+        for part in parts[:SHOWN]:
+            yield _line(f"  {part.name}", part.files, part.disk_bytes, part.qcow2_bytes)
+        if rest := parts[SHOWN:]:
+            sums = [sum(getattr(part, key) for part in rest) for key in ("files", "disk_bytes", "qcow2_bytes")]
+            yield _line(f"  {len(rest)} smaller", *sums)
+    yield _line("qcow2's own tables", 0, 0, file_bytes - everything.qcow2_bytes)
+    yield _line("together", everything.files, everything.disk_bytes, file_bytes)
+    ratio = f"{file_bytes / size.tar_zst_bytes:.3f}"
+    yield f"\nThe same files as a tar, zstd of the same level: {mib(size.tar_zst_bytes)}; the qcow2 is {ratio} of it."
+
+
+def _line(name: str, files: int, disk: int, qcow2: int, share: str = "") -> str:
+    return f"{name:<42} {files or '':>6} {mib(disk):>12} {mib(qcow2):>13} {share:>6}".rstrip()
+
+
+def _open(plan: Plan, dist: Path, store: Store, work: Path, version: str | None) -> tuple[str, Path, Path]:
+    """Return what it is, its raw disk, and its qcow2 compressed by zstd."""
+    baked = store.find("bake", plan.bake_stage.inputs)
+    qcow2 = work / "disk.qcow2"
+    try:
+        release = releasing.choose(dist, plan.name, version)
+    except InputError:
+        if version or not baked:
+            raise
+        write_qcow2(baked.path / DISK, qcow2, compression="zstd")
+        return f"{plan.name}, baked and not released", baked.path / DISK, qcow2
+    disk = work / "disk.raw"
+    kind = release.first_kind
+    try:
+        opened = open_disk(kind, release.file(kind), work)
+    except ValueError as error:
+        raise VerifyError(f"{release.file(kind).name} is refused: {error}") from error
+    if opened.format == "raw":
+        disk = opened.path
+    else:
+        run(["qemu-img", "convert", "-f", opened.format, "-O", "raw", opened.path, disk], error=VerifyError)
+    if kind == "qcow2" and plan.image.formats.qcow2 and plan.image.formats.qcow2.compression == "zstd":
+        return f"{plan.name} {release.version}", disk, release.file(kind)
+    write_qcow2(disk, qcow2, compression="zstd")
+    return f"{plan.name} {release.version}", disk, qcow2
