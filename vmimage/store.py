@@ -84,10 +84,6 @@ class Result:
         """STAGE/KEY."""
         return f"{self.stage}/{self.key}"
 
-    def digest(self, file: str) -> str:
-        """Return what `content_digest` gave for a file when it was made."""
-        return str(self.meta["content"][file]["digest"])
-
 
 class Store:
     """The folder in which results are kept; safe for any number of processes at once."""
