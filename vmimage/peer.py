@@ -1,0 +1,269 @@
+"""The peer of `invoke bench build`: plain Packer (templates/peer) makes the same image without this project.
+
+Where a choice had to be made, it is in the peer's favour: its base disk is made for it outside the measured time, holds
+nothing that the image has not, boots by its kernel, and starts no more than our own bake does.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+import shutil
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vmimage import PROJECT
+from vmimage.console import Step
+from vmimage.errors import BuildError, VerifyError
+from vmimage.formats.opened import Opened
+from vmimage.host import Accelerator, tool_version
+from vmimage.machine import Hardware, cpu_model, make_overlay, start, write_seed
+from vmimage.matrix import Boot
+from vmimage.packer import packer, plugins_ready, write_plugins_file
+from vmimage.plan import Plan
+from vmimage.run import Completed, run, tail
+from vmimage.spec import SEAL_STEP, Spec, size_bytes
+from vmimage.ssh import KeyPair, connect, make_key, wait_for_ssh
+from vmimage.stages import base as base_stage
+from vmimage.stages.verify import SSH_SECONDS, USER, machine_cpus
+
+TEMPLATES = PROJECT / "templates" / "peer"
+OUTPUT = "out"
+TIMEOUT_SECONDS = 7200
+MEMORY_MIB = 2048
+CPUS = 2
+
+# Packages that images may ask for and Debian's `generic` cloud image has: the peer gets them without paying.
+# Source: package_config/ of https://salsa.debian.org/cloud-team/debian-cloud-images
+CLOUD_IMAGE = frozenset("""
+bash-completion ca-certificates cloud-init curl dbus dosfstools grub-efi-amd64-bin grub-pc-bin grub2-common
+initramfs-tools iproute2 iputils-ping kmod less libpam-systemd linux-image-amd64 nano openssh-server procps sudo
+systemd-resolved systemd-sysv systemd-timesyncd udev vim-tiny zstd
+""".split())  # fmt: skip  # noqa: SIM905 - to be read as a list
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """The packages of an image, divided for the peer.
+
+    Attributes:
+        given: In its base disk.
+        installed: By apt, in its guest.
+    """
+
+    given: tuple[str, ...]
+    installed: tuple[str, ...]
+
+
+def shares(packages: Sequence[str]) -> Shares:
+    """Divide the packages of an image into those of a cloud image and those that its user installs; pure."""
+    return Shares(
+        given=tuple(name for name in packages if name in CLOUD_IMAGE),
+        installed=tuple(name for name in packages if name not in CLOUD_IMAGE),
+    )
+
+
+def apt_options(configuration: str) -> str:
+    """Return what this host's apt was told about the dates of its mirror, as apt's arguments; pure.
+
+    Args:
+        configuration: Output of `apt-config dump`.
+    """
+    found = re.findall(r'^(Acquire::Check-(?:Valid-Until|Date)) "([^"\s]*)";$', configuration, re.MULTILINE)
+    return " ".join(f"-o {name}={value}" for name, value in found)
+
+
+def make_base(plan: Plan, work: Path, step: Step) -> None:
+    """Make base.qcow2, vmlinuz and initrd.img in `work`: what stands for Debian's cloud image, which is a download."""
+    base_stage.make_base(replace(plan, packages=shares(plan.packages).given), work, step)
+    raw = work / base_stage.DISK
+    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, work / "base.qcow2"])
+    raw.unlink()
+
+
+def steps_of(plan: Plan, spec: Spec) -> list[str]:
+    """Return the scripts of provision/ that the peer runs, in order."""
+    steps = [spec.components[name].step for name in plan.image.components]
+    return [*(step for step in steps if step), SEAL_STEP]
+
+
+def write_payload(plan: Plan, pins: Mapping[str, Path], to: Path) -> None:
+    """Write the archive that Packer copies into the guest: provision/, pins/ and release.json."""
+
+    def roots(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        info.uid = info.gid = 0
+        info.uname = info.gname = "root"
+        return info
+
+    facts = to.with_name("release.json")
+    facts.write_text(json.dumps({"image": plan.name, "summary": plan.image.summary, "build": "peer"}) + "\n")
+    with tarfile.open(to, "w") as archive:
+        archive.add(PROJECT / "provision", "provision", filter=roots)
+        archive.add(facts, facts.name, filter=roots)
+        for name, path in pins.items():
+            archive.add(path, f"pins/{name}", filter=roots)
+
+
+def packer_values(
+    plan: Plan,
+    spec: Spec,
+    *,
+    base: Path,
+    payload: Path,
+    sources: Sequence[str],
+    apt: str,
+    folder: Path,
+    key: KeyPair,
+    accelerator: Accelerator,
+) -> dict[str, object]:
+    """Return the variables of templates/peer/image.pkr.hcl; pure."""
+    return {
+        "base": str(base / "base.qcow2"),
+        "kernel": str(base / base_stage.KERNEL),
+        "initrd": str(base / base_stage.INITRD),
+        "payload": str(payload),
+        "provision": str(TEMPLATES / "provision.sh"),
+        "export": str(TEMPLATES / "export.sh"),
+        "packages": " ".join(shares(plan.packages).installed),
+        "sources": ";".join(sources),
+        "apt_options": apt,
+        "steps": " ".join(steps_of(plan, spec)),
+        "versions": " ".join(f"{n.upper().replace('-', '_')}_VERSION={v}" for n, v in plan.versions.items()),
+        "name": plan.name,
+        "disk_size": f"{plan.disk_bytes >> 20}M",
+        "accelerator": accelerator,
+        "cpu": cpu_model(accelerator),
+        "cpus": CPUS,
+        "memory": MEMORY_MIB,
+        "private_key": str(key.private),
+        "public_key": base64.b64encode(key.public.encode()).decode(),
+        "serial": str(folder / "serial.log"),
+        "work": str(folder / "disk"),
+        "output": str(folder / OUTPUT),
+    }
+
+
+def build(
+    plan: Plan,
+    spec: Spec,
+    *,
+    base: Path,
+    payload: Path,
+    sources: Sequence[str],
+    folder: Path,
+    accelerator: Accelerator,
+) -> Completed:
+    """Let plain Packer make the image in `folder`/out; a failure is returned, not raised.
+
+    Args:
+        base: Folder of `make_base`.
+        sources: Lines for sources.list that work in the guest.
+    """
+    (folder / OUTPUT).mkdir()
+    shutil.copy(TEMPLATES / "image.pkr.hcl", folder)
+    values = packer_values(
+        plan,
+        spec,
+        base=base,
+        payload=payload,
+        sources=sources,
+        apt=apt_options(run(["apt-config", "dump"], check=False).output),
+        folder=folder,
+        key=make_key(folder),
+        accelerator=accelerator,
+    )
+    (folder / "values.auto.pkrvars.json").write_text(json.dumps(values, indent=1))
+    version = tool_version("packer")
+    write_plugins_file(PROJECT / "packer", folder, version)
+    if not plugins_ready(folder, version):
+        packer("init", folder, timeout=300)
+    return packer("build", folder, "-color=false", timeout=TIMEOUT_SECONDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Booted:
+    """What a plain boot gave: seconds until ssh answered, and the answers to commands."""
+
+    seconds: float
+    answers: tuple[str, ...]
+
+
+def boot(
+    disk: Opened,
+    machine: Boot,
+    *,
+    plan: Plan,
+    accelerator: Accelerator,
+    folder: Path,
+    commands: Sequence[str] = (),
+) -> Booted:
+    """Boot a disk on a throwaway overlay until it answers ssh, with nothing else beside it.
+
+    Raises:
+        BuildError: It does not answer; with the end of its console.
+    """
+    folder.mkdir()
+    key = make_key(folder)
+    seed, overlay = folder / "seed.iso", folder / "overlay.qcow2"
+    write_seed(seed, public_keys=[key.public], hostname="bench", instance_id=folder.name)
+    make_overlay(disk.path, disk.format, overlay)
+    hardware = Hardware(
+        profile=machine.profile,
+        firmware=machine.firmware,
+        accelerator=accelerator,
+        cpus=machine_cpus(plan.image.machine.cpus, accelerator),
+        memory=size_bytes(plan.image.machine.memory) >> 20,
+        forwards={22: 0},
+    )
+    started = time.monotonic()
+    with start(hardware, disk=overlay, seed=seed, folder=folder) as guest:
+        port = guest.port(22)
+        try:
+            wait_for_ssh(port, USER, key.private, timeout=SSH_SECONDS[accelerator], alive=guest.alive)
+        except VerifyError as error:
+            said = tail(guest.console_tail())
+            raise BuildError(f"{disk.path.name}: {error.message}\n  its console ends with:{said}") from error
+        seconds = time.monotonic() - started
+        answers = []
+        with connect(port, USER, key.private) as client:
+            for command in commands:
+                answers.append(client.exec_command(command, timeout=SSH_SECONDS[accelerator])[1].read().decode())
+    shutil.rmtree(folder)
+    return Booted(seconds=seconds, answers=tuple(answers))
+
+
+def questions(plan: Plan, spec: Spec) -> list[str]:
+    """Return the commands whose answers must be the same in both images: packages, programs, configuration; pure."""
+    paths = [f"/usr/local/bin/{file.name}" for file in plan.files]
+    for step in steps_of(plan, spec):
+        overlay = PROJECT / "provision" / "files" / step.removesuffix(".sh")
+        files = [path for path in sorted(overlay.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+        paths += [f"/{path.relative_to(overlay)}".removesuffix(".j2") for path in files]
+    return ["dpkg-query -W -f '${Package} ${Version}\\n'", f"sudo sha256sum {shlex.join(paths)} 2>&1"]
+
+
+def read_answers(booted: Booted) -> dict[str, str]:
+    """Return package -> version and path -> SHA-256; pure.
+
+    Raises:
+        BuildError: There is no such answer.
+    """
+    packages = dict(line.split(maxsplit=1) for line in booted.answers[0].splitlines())
+    files = dict(line.split(maxsplit=1)[::-1] for line in booted.answers[1].splitlines())
+    if not packages or not files:
+        raise BuildError("an image does not tell what is in it")
+    return packages | files
+
+
+def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """Name what two images do not agree on, one line each; pure."""
+    return [
+        f"  {name}: ours {ours.get(name, 'absent')}, the peer's {theirs.get(name, 'absent')}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
