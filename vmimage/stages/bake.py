@@ -323,7 +323,7 @@ def _keep(
         keep,
         command,
         f"The machine in which provision/{script} failed; a root shell on its console, without a network.",
-        [f"There, {MOUNT}/run-step {script} repeats the step. Ctrl-A X switches the machine off."],
+        [f"There, once the boot has ended, {MOUNT}/run-step {script} repeats the step. Ctrl-A X switches it off."],
     )
 
 
