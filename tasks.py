@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -316,7 +317,7 @@ def cache(_: Context, json: bool = False) -> None:
         needed = care.needed_by_releases(store, options().dist)
         for entry in found:
             console.event("entry", **vars(entry), released=entry.name in needed)
-        console.say(care.table(care.summary(found, care.now())))
+        console.say(care.table(care.summary(found, time.time())))
 
 
 @task(
@@ -465,14 +466,14 @@ def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output
             made = pipeline.plan_image(image or DEFAULT_IMAGE, chosen)
             to = Path(output).absolute() if output else None
             accelerator = host.find_accelerator(store.root / "accelerator.json", chosen.accelerator)
-            bench_build(made, load_spec(chosen.spec), accelerator, store, console, runs=runs, output=to)
+            bench_build(made, accelerator, store, console, runs=runs, output=to)
         else:
             raise InputError(f"there is no benchmark {what}", hint="export or build")
 
 
 @task(
     help={
-        "unit": "only what needs no build (about a minute)",
+        "unit": "only what needs no build (about two minutes)",
         "keyword": "only tests that match (pytest -k)",
         "vagrant": "with `vagrant up` of the libvirt box, which takes minutes",
         "real-k3s": "a mirror of k3s's files: dev-env is tested with them, containers included, instead of a stand-in",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.console import Console, human_bytes
-from vmimage.disk import extents
+from vmimage.disk import allocated
 from vmimage.errors import InputError
 from vmimage.formats import vmdk
 from vmimage.formats.ova import write_ova
@@ -98,9 +98,8 @@ def bench_export(plan: Plan, store: Store, console: Console) -> None:
     if not bake:
         raise InputError(f"{plan.name} is not in the cache", hint=f"run `invoke build-image {plan.name}` first")
     disk = bake.path / DISK
-    with disk.open("rb") as file:
-        allocated = sum(end - start for start, end in extents(file.fileno()))
-    console.say(f"{plan.name}: a disk of {human_bytes(plan.disk_bytes)}, {human_bytes(allocated)} of it allocated")
+    used = human_bytes(allocated(disk))
+    console.say(f"{plan.name}: a disk of {human_bytes(plan.disk_bytes)}, {used} of it allocated")
     reference: dict[str, float] = {}
     with store.workspace("bench") as work:
         for contender in contenders(plan):

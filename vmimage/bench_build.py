@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vmimage import PROJECT, floor, host, peer
 from vmimage.console import Console
+from vmimage.disk import allocated
 from vmimage.errors import BuildError, InputError
 from vmimage.figures import COLD, COMPONENT, LAST_STEP, NO_CHANGE, Ours, Round, read_build, report, table
 from vmimage.formats.opened import Opened, open_disk
@@ -25,7 +26,6 @@ from vmimage.matrix import Boot, boots
 from vmimage.plan import PinnedFile, Plan, Source
 from vmimage.relay import relay
 from vmimage.run import run, tail
-from vmimage.spec import Spec
 from vmimage.stages.fetch import fetch
 from vmimage.store import Store
 
@@ -71,8 +71,8 @@ def with_other_pin(text: str, pin: PinnedFile, other: PinnedFile) -> str:
 class _Bench:
     """What all rounds share."""
 
-    def __init__(self, plan: Plan, spec: Spec, accelerator: host.Accelerator, console: Console, work: Path) -> None:
-        self.plan, self.spec, self.accelerator, self.console, self.work = plan, spec, accelerator, console, work
+    def __init__(self, plan: Plan, accelerator: host.Accelerator, console: Console, work: Path) -> None:
+        self.plan, self.accelerator, self.console, self.work = plan, accelerator, console, work
         if not plan.debian_mirrors:
             raise InputError(
                 "this host's APT names no Debian mirror that both builds could use",
@@ -132,7 +132,7 @@ class _Bench:
         images, pin = self.project / "images.yaml", next(pin for pin in self.plan.files if pin.name == OTHER.name)
         with replaced(images, with_other_pin(images.read_text(), pin, OTHER)):
             found[COMPONENT] = self.ours(number, COMPONENT)
-        last = self.project / "provision" / peer.steps_of(self.plan, self.spec)[-2]
+        last = self.project / "provision" / self.plan.scripts[-2]
         with replaced(last, last.read_text() + "# changed\n"):
             found[LAST_STEP] = self.ours(number, LAST_STEP)
         return found
@@ -158,7 +158,7 @@ class _Bench:
             plan=self.plan,
             accelerator=self.accelerator,
             folder=self.work / "boot",
-            commands=peer.questions(self.plan, self.spec),
+            commands=peer.questions(self.plan),
         )
 
     def peers(self, number: int, ours: peer.Booted) -> float:
@@ -172,7 +172,6 @@ class _Bench:
         with self.console.stage("peer", f"round {number}: plain Packer") as step, relay(self.mirrors) as sources:
             done = peer.build(
                 self.plan,
-                self.spec,
                 base=self.base,
                 payload=self.payload,
                 sources=sources,
@@ -205,7 +204,7 @@ class _Bench:
             raw = self.work / "floor.raw"
             run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", next(release.glob("*.qcow2")), raw])
             speeds = floor.measure(floor.sample(raw), self.work)
-            content = floor.allocated(raw)
+            content = allocated(raw)
             raw.unlink()
             packages = floor.package_bytes(self.mirrors, manifest["packages"], self.plan.base.arch)
             step.outcome = ", ".join(f"{name} {speed / 1e6:.0f} MB/s" for name, speed in asdict(speeds).items())
@@ -214,7 +213,6 @@ class _Bench:
 
 def bench_build(
     plan: Plan,
-    spec: Spec,
     accelerator: host.Accelerator,
     store: Store,
     console: Console,
@@ -237,7 +235,7 @@ def bench_build(
     rounds: list[Round] = []
     parts: list[floor.Part] = []
     with store.workspace("bench") as work:
-        bench = _Bench(plan, spec, accelerator, console, work)
+        bench = _Bench(plan, accelerator, console, work)
         bench.prepare(store)
         for number in range(1, runs + 1):
             ours = bench.scenarios(number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from vmimage.console import human_bytes
 from vmimage.errors import InputError
 from vmimage.files import freed_by_removal, remove_tree
 from vmimage.stages.release import Release, releases
-from vmimage.store import AFTER, META, NO_STAGES, Store
+from vmimage.store import AFTER, LAYER, META, NO_STAGES, Store
 
 # In the order in which a build makes them; whatever else there is comes behind.
 ORDER = ("files", "partial", "base", "layer", "bake", "export", "verify", "kept", "logs")
@@ -129,7 +128,7 @@ def clean(store: Store, keep: int, needed: Collection[str]) -> list[Entry]:
             break
         if entry.name in needed or not (store.root / entry.stage / entry.key).exists():
             continue
-        above = [f"layer/{key}" for key in store.layers_on(entry.stage, entry.key)]
+        above = [f"{LAYER}/{key}" for key in store.layers_on(entry.stage, entry.key)]
         if _remove(store, entry):
             gone = [other for other in found if other.name in (entry.name, *above) and other not in removed]
             size -= sum(other.size for other in gone)
@@ -151,8 +150,3 @@ def remove_rest(store: Store) -> None:
             path.unlink()
         elif path.name not in NO_ENTRIES and not any(path.iterdir()):
             shutil.rmtree(path)
-
-
-def now() -> float:
-    """Return the time, in seconds since 1970."""
-    return time.time()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -120,6 +121,15 @@ class Console:
                 mark = "[green]✔[/]" if good else "[red]✘[/]"
                 clock = "" if live else f"{_clock()} "
                 self._rich.print(f"{clock}{mark} {name:<8} {seconds:6.1f} s  {escape(outcome)}", soft_wrap=True)
+
+
+def read_event(line: str) -> dict[str, Any] | None:
+    """Read a JSON line that `event` wrote; None for whatever else a process says."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "event" in found else None
 
 
 def _clock() -> str:

@@ -88,6 +88,12 @@ def extents(fd: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
+def allocated(disk: Path) -> int:
+    """Return the bytes of a raw disk that are no holes."""
+    with disk.open("rb") as file:
+        return sum(end - start for start, end in extents(file.fileno()))
+
+
 def read_range(fd: int, start: int, end: int) -> bytes:
     """Read the bytes from `start` to `end`.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vmimage.console import read_event
 from vmimage.errors import BuildError
 from vmimage.floor import Part
 from vmimage.run import tail
@@ -44,24 +43,13 @@ class Round:
     peer: float
 
 
-def read_events(output: str) -> list[dict[str, Any]]:
-    """Return the JSON events among the lines of an output; pure."""
-    events = []
-    for line in output.splitlines():
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and "event" in event:
-                events.append(event)
-    return events
-
-
 def read_build(output: str, seconds: float) -> Ours:
     """Read what `invoke build-image --json` printed; pure.
 
     Raises:
         BuildError: It tells no result.
     """
-    events = read_events(output)
+    events = [event for line in output.splitlines() if (event := read_event(line))]
     result = next((event for event in events if event["event"] == "result"), None)
     if not result:
         raise BuildError(f"a build told no result:{tail(output)}")

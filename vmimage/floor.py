@@ -21,14 +21,14 @@ import deflate
 import requests
 import zstandard
 
-from vmimage.disk import extents
+from vmimage.disk import allocated, extents
 from vmimage.errors import FetchError
+from vmimage.formats.qcow2 import ZSTD_LEVEL
 from vmimage.spec import VMDK_LEVEL
 
 SAMPLE_BYTES = 256 << 20
 BLOCK = 64 << 10
 CHUNK = 1 << 20
-ZSTD_LEVEL = 3
 SECONDS = 60.0
 
 
@@ -79,12 +79,6 @@ def parts(*, packages: int, content: int, files: Mapping[str, int], speeds: Spee
         Part(what="read them again", bytes=shipped, speed=speeds.read),
         Part(what="hash them", bytes=shipped, speed=speeds.sha256),
     ]
-
-
-def allocated(disk: Path) -> int:
-    """Return the bytes of a raw disk that are no holes."""
-    with disk.open("rb") as file:
-        return sum(end - start for start, end in extents(file.fileno()))
 
 
 def sample(disk: Path, limit: int = SAMPLE_BYTES) -> bytes:

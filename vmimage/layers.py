@@ -17,7 +17,7 @@ from vmimage.console import Step
 from vmimage.files import disk_use
 from vmimage.plan import Plan, StepPlan
 from vmimage.run import run
-from vmimage.store import LAYER, Result, Store
+from vmimage.store import LAYER, Result, Store, making
 
 DISK = "disk.qcow2"
 
@@ -56,10 +56,10 @@ class Layers:
             if len(found) == len(self._steps):
                 return found
             missing = self._steps[len(found)].layer
-            self._lock = self.store.try_lock(missing.name.replace("/", "-"))
+            self._lock = self.store.try_lock(making(LAYER, missing.key))
             if not self._lock:
                 self._step.wait()
-                with self.store.lock(missing.name.replace("/", "-")):
+                with self.store.lock(making(LAYER, missing.key)):
                     continue
             if not self.store.result(LAYER, missing.key):
                 # What lies there is damaged, and what stands on it is worth nothing.
@@ -76,8 +76,8 @@ class Layers:
         """Keep a copy of a frozen file as the layer of a step."""
         index = self._steps.index(step)
         # Before this one is seen: nobody else is to begin the next one.
-        following = self._steps[index + 1].layer.name if index + 1 < len(self._steps) else ""
-        lock = self.store.try_lock(following.replace("/", "-")) if following else None
+        following = self._steps[index + 1 : index + 2]
+        lock = self.store.try_lock(making(LAYER, following[0].layer.key)) if following else None
         if self._apart or self.store.result(LAYER, step.layer.key):
             self._apart = True
         else:

@@ -17,7 +17,7 @@ from vmimage.packer import needs_plugins, packer, plugins_ready, write_plugins_f
 from vmimage.plan import make_plan
 from vmimage.render import render
 from vmimage.run import run, tail
-from vmimage.spec import SEAL_STEP, Spec, load_spec
+from vmimage.spec import Spec, load_spec
 from vmimage.ssh import make_key
 from vmimage.stages.bake import OVERLAY, PAYLOAD, Ports, packer_values
 
@@ -98,9 +98,8 @@ def _packer_validate() -> str:
             folder = Path(scratch)
             for file in (OVERLAY, PAYLOAD):
                 (folder / file).touch()
-            scripts = [*(step.script for step in plan.steps), SEAL_STEP]
             ports = Ports(ssh=range(20000, 20010), vnc=25000)
-            values = packer_values(scripts, folder, folder, make_key(folder), "tcg", ports)
+            values = packer_values(plan.scripts, folder, folder, make_key(folder), "tcg", ports)
             (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
             write_plugins_file(PROJECT / "packer", folder, version)
             if needs_plugins(version) and not plugins_ready(folder, version):

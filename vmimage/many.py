@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmimage import PROJECT
-from vmimage.console import Console
+from vmimage.console import Console, read_event
 from vmimage.errors import VmimageError
 from vmimage.run import spawn
 
@@ -54,7 +53,7 @@ class _Builds:
                     process.terminate()
             assert process.stdout  # noqa: S101 - it is a pipe
             for line in process.stdout:
-                told = _event(line)
+                told = read_event(line)
                 if not told:
                     continue
                 self._pass_on(image, told)
@@ -123,12 +122,3 @@ def summary_line(outcome: Outcome) -> str:
     return (
         f"{outcome.image:<16} {'released' if not outcome.exit_code else 'FAILED':<9} {outcome.seconds:6.0f} s  {first}"
     )
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    """Read a JSON line; what else a process says is in its log."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and "event" in found else None

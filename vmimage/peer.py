@@ -25,9 +25,9 @@ from vmimage.host import Accelerator, tool_version
 from vmimage.machine import Hardware, cpu_model, make_overlay, start, write_seed
 from vmimage.matrix import Boot
 from vmimage.packer import packer, plugins_ready, write_plugins_file
-from vmimage.plan import Plan
+from vmimage.plan import Plan, laid_files
 from vmimage.run import Completed, run, tail
-from vmimage.spec import SEAL_STEP, Spec, size_bytes
+from vmimage.spec import size_bytes
 from vmimage.ssh import KeyPair, connect, make_key, wait_for_ssh
 from vmimage.stages import base as base_stage
 from vmimage.stages.verify import SSH_SECONDS, USER, machine_cpus
@@ -86,12 +86,6 @@ def make_base(plan: Plan, work: Path, step: Step) -> None:
     raw.unlink()
 
 
-def steps_of(plan: Plan, spec: Spec) -> list[str]:
-    """Return the scripts of provision/ that the peer runs, in order."""
-    steps = [spec.components[name].step for name in plan.image.components]
-    return [*(step for step in steps if step), SEAL_STEP]
-
-
 def write_payload(plan: Plan, pins: Mapping[str, Path], to: Path) -> None:
     """Write the archive that Packer copies into the guest: provision/, pins/ and release.json."""
 
@@ -111,7 +105,6 @@ def write_payload(plan: Plan, pins: Mapping[str, Path], to: Path) -> None:
 
 def packer_values(
     plan: Plan,
-    spec: Spec,
     *,
     base: Path,
     payload: Path,
@@ -132,7 +125,7 @@ def packer_values(
         "packages": " ".join(shares(plan.packages).installed),
         "sources": ";".join(sources),
         "apt_options": apt,
-        "steps": " ".join(steps_of(plan, spec)),
+        "steps": " ".join(plan.scripts),
         "versions": " ".join(f"{n.upper().replace('-', '_')}_VERSION={v}" for n, v in plan.versions.items()),
         "name": plan.name,
         "disk_size": f"{plan.disk_bytes >> 20}M",
@@ -150,7 +143,6 @@ def packer_values(
 
 def build(
     plan: Plan,
-    spec: Spec,
     *,
     base: Path,
     payload: Path,
@@ -168,7 +160,6 @@ def build(
     shutil.copy(TEMPLATES / "image.pkr.hcl", folder)
     values = packer_values(
         plan,
-        spec,
         base=base,
         payload=payload,
         sources=sources,
@@ -237,13 +228,11 @@ def boot(
     return Booted(seconds=seconds, answers=tuple(answers))
 
 
-def questions(plan: Plan, spec: Spec) -> list[str]:
+def questions(plan: Plan) -> list[str]:
     """Return the commands whose answers must be the same in both images: packages, programs, configuration; pure."""
     paths = [f"/usr/local/bin/{file.name}" for file in plan.files]
-    for step in steps_of(plan, spec):
-        overlay = PROJECT / "provision" / "files" / step.removesuffix(".sh")
-        files = [path for path in sorted(overlay.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
-        paths += [f"/{path.relative_to(overlay)}".removesuffix(".j2") for path in files]
+    for step in plan.scripts:
+        paths += laid_files(PROJECT, step)
     return ["dpkg-query -W -f '${Package} ${Version}\\n'", f"sudo sha256sum {shlex.join(paths)} 2>&1"]
 
 

@@ -110,6 +110,11 @@ class Plan:
         return versions_of(self.files)
 
     @property
+    def scripts(self) -> list[str]:
+        """All that runs in the guest, the seal as the last."""
+        return [*(step.script for step in self.steps), SEAL_STEP]
+
+    @property
     def disk_bytes(self) -> int:
         """Virtual size of the exported disk."""
         return size_bytes(self.image.disk)
@@ -268,6 +273,13 @@ def step_files(project: Path, script: str) -> list[Path]:
     overlay = project / "provision" / "files" / script.removesuffix(".sh")
     laid = sorted(path for path in overlay.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
     return [path.relative_to(project) for path in (project / "provision" / script, *laid)]
+
+
+def laid_files(project: Path, script: str) -> list[str]:
+    """Return where the files of a step lie in the image."""
+    overlay = Path("provision", "files", script.removesuffix(".sh"))
+    _, *laid = step_files(project, script)
+    return [f"/{path.relative_to(overlay)}".removesuffix(TEMPLATE) for path in laid]
 
 
 def digests(project: Path, paths: Sequence[Path], values: Mapping[str, object] | None = None) -> dict[str, str]:

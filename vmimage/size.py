@@ -21,6 +21,7 @@ from vmimage import PROJECT
 from vmimage.disk import RawDisk, extents, read_range
 from vmimage.extfs import Node, Root, Run, contents, read_root, tar_stream
 from vmimage.formats.qcow2 import ZSTD_LEVEL
+from vmimage.plan import laid_files
 from vmimage.spec import Component
 
 BLOCK = 4096
@@ -136,8 +137,7 @@ def component_files(names: Sequence[str], components: Mapping[str, Component]) -
     for name in names:
         component = components[name]
         if component.step:
-            overlay = PROJECT / "provision" / "files" / component.step.removesuffix(".sh")
-            found |= {f"/{path.relative_to(overlay)}": name for path in overlay.rglob("*") if not path.is_dir()}
+            found |= dict.fromkeys(laid_files(PROJECT, component.step), name)
         found |= {f"/usr/local/bin/{pin}": name for pin in component.pins}
     return found
 

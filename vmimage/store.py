@@ -51,6 +51,11 @@ FULL_BYTES = 8 << 20
 ROOM = "make room (`invoke cache`, `invoke clean --keep 10G`), or set VMIMAGE_CACHE to a folder on a larger disk"
 
 
+def making(stage: str, key: str) -> str:
+    """Return the name of the lock that who makes a result holds."""
+    return f"{stage}-{key}"
+
+
 def stage_key(inputs: Mapping[str, object]) -> str:
     """Return the key of a stage: the start of the SHA-256 over its inputs as canonical JSON."""
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -250,7 +255,7 @@ class Store:
             HostError: The disk has too little room, or became full.
         """
         key = stage_key(inputs)
-        with self.lock(f"{stage}-{key}", on_wait=step.wait):
+        with self.lock(making(stage, key), on_wait=step.wait):
             found = None if fresh else self.use(stage, key, check=check)
             if found:
                 step.outcome = "unchanged, from the cache"

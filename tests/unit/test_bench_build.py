@@ -15,6 +15,7 @@ import yaml
 
 from vmimage import PROJECT, floor, peer, relay
 from vmimage.bench_build import OTHER, replaced, with_other_pin
+from vmimage.disk import allocated
 from vmimage.errors import BuildError, InputError
 from vmimage.figures import COLD, COMPONENT, LAST_STEP, NO_CHANGE, Ours, Round, read_build, report, table
 from vmimage.plan import Plan, make_plan
@@ -98,7 +99,7 @@ def test_speeds_are_measured_on_allocated_bytes_only(tmp_path: Path) -> None:
         for at in (8 << 20, 40 << 20):
             file.seek(at)
             file.write(b"x" * (2 << 20))
-    assert floor.allocated(disk) == 4 << 20
+    assert allocated(disk) == 4 << 20
     assert floor.sample(disk) == b"x" * (4 << 20)
     taken = floor.sample(disk, 2 << 20)
     assert len(taken) == 2 << 20
@@ -145,7 +146,6 @@ def test_the_peers_template_takes_exactly_the_values_that_it_is_given() -> None:
     used = set(re.findall(r"\bvar\.(\w+)", text))
     values = peer.packer_values(
         plan_of_toolbox(),
-        load_spec(PROJECT / "images.yaml"),
         base=Path("/base"),
         payload=Path("/payload.tar"),
         sources=[MIRROR, MIRROR],
@@ -222,7 +222,7 @@ def test_a_changed_file_is_as_before_behind_the_block(tmp_path: Path) -> None:
 
 
 def test_both_images_are_asked_for_packages_pinned_programs_and_configuration() -> None:
-    packages, files = peer.questions(plan_of_toolbox(), load_spec(PROJECT / "images.yaml"))
+    packages, files = peer.questions(plan_of_toolbox())
     assert packages.startswith("dpkg-query -W")
     asked = files.split()
     assert {"/usr/local/bin/helm", "/usr/local/bin/kubectl", "/etc/fuse.conf", "/etc/sudoers.d/dev"} <= set(asked)

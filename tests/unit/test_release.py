@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from vmimage.errors import InputError, VerifyError
 from vmimage.plan import Plan, make_plan
 from vmimage.spec import FormatName, load_spec
 from vmimage.stages import release as releasing
-from vmimage.stages.release import Release, choose, find_release, make_release, releases, sweep
+from vmimage.stages.release import Release, choose, find_release, is_of, make_release, releases, sweep
 
 BODY = b"an image"
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -112,6 +113,20 @@ def test_failure_on_the_way_leaves_no_half_release(
     with pytest.raises(OSError, match="No space"):
         make(plan, export, tmp_path / "dist")
     assert not list((tmp_path / "dist/toolbox").iterdir())
+
+
+def test_release_serves_what_it_is_proven_for_and_is_not_proven_less_later(
+    plan: Plan, export: Path, tmp_path: Path
+) -> None:
+    release = make(plan, export, tmp_path / "dist")
+    assert is_of(release, VERDICT, check=True)
+    more = {**VERDICT, "checks": [*VERDICT["checks"], {"name": "qcow2-virtio-uefi"}]}  # type: ignore[misc]
+    assert not is_of(release, more, check=False), "it is released again, with the fuller verdict"
+    fuller = replace(release, manifest={**release.manifest, "verdict": more})
+    assert is_of(fuller, VERDICT, check=False), "which stays"
+    assert not is_of(release, {**VERDICT, "files": {"qcow2": {"sha256": "0" * 64}}}, check=False)
+    release.file("qcow2").write_bytes(b"another")
+    assert not is_of(release, VERDICT, check=False)
 
 
 def test_latest_moves_on(plan: Plan, export: Path, tmp_path: Path) -> None:

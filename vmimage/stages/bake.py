@@ -23,7 +23,7 @@ from vmimage import PROJECT
 from vmimage.console import Step
 from vmimage.disk import RawDisk
 from vmimage.errors import BuildError, HostError
-from vmimage.files import disk_use
+from vmimage.files import disk_use, place
 from vmimage.host import Accelerator, taken, tool_version
 from vmimage.kept import DISK as KEPT_DISK
 from vmimage.kept import keep_disk, write_enter
@@ -310,11 +310,14 @@ def _keep(
     keep: Path, position: _Position, beneath: tuple[Path, str], base: Path, folder: Path, accelerator: Accelerator
 ) -> Path:
     """Keep the disk of a failed bake and the payload; returns the script that starts them."""
-    keep_disk(position.kept, beneath, keep)
-    shutil.move(folder / PAYLOAD, keep)
+    kept = keep_disk(position.kept, beneath, keep)
+    # By itself: what it stands on may be removed from the cache before.
+    run(["qemu-img", "rebase", "-f", "qcow2", "-b", "", kept])
+    for file in (base / "vmlinuz", base / "initrd.img", folder / PAYLOAD):
+        place(file, keep / file.name)
     command = ["qemu-system-x86_64", "-machine", "pc", "-accel", ACCELERATION[accelerator], "-m", str(MEMORY_MIB)]
     command += ["-cpu", cpu_model(accelerator), "-nographic", "-no-reboot"]
-    command += ["-kernel", str(base / "vmlinuz"), "-initrd", str(base / "initrd.img")]
+    command += ["-kernel", "vmlinuz", "-initrd", "initrd.img"]
     command += ["-append", " ".join([*KERNEL_ARGUMENTS, "systemd.debug_shell=ttyS0"])]
     for drive in (f"file={KEPT_DISK},format=qcow2", f"file={PAYLOAD},format=raw,readonly=on"):
         command += ["-drive", f"{drive},if=virtio"]
