@@ -49,8 +49,27 @@ chroot "$root" systemctl --quiet disable grub-common.service
 } > "$root/etc/dpkg/dpkg.cfg.d/50-vmimage"
 rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 
+if [ "$INITRD_DRIVERS" ]; then
+    echo MODULES=list > "$root/etc/initramfs-tools/conf.d/50-vmimage"
+    # A hook, for those in /etc/initramfs-tools/modules are loaded on every machine, which takes longer than all of Debian's.
+    hook=$root/etc/initramfs-tools/hooks/50-vmimage
+    cat > "$hook" <<EOF
+#!/bin/sh
+# The drivers in the initrd. To have all that Debian puts there, remove this file and conf.d/50-vmimage, and run
+# update-initramfs -u.
+[ "\$1" != prereqs ] || exit 0
+. /usr/share/initramfs-tools/hook-functions
+manual_add_modules $INITRD_DRIVERS
+EOF
+    chmod 0755 "$hook"
+fi
+
 # The one initrd: while packages were installed there was none (INITRD=No), or it would have been made three times.
 chroot "$root" update-initramfs -c -k all
+
+# The packages' own scripts have done what systemd would do once at the first boot: ld.so.cache, users, hwdb, catalog.
+# See systemd-update-done.service(8).
+touch -r "$root/usr" "$root/etc/.updated" "$root/var/.updated"
 
 # The mirror that this build used may be a company's; the image takes Debian's own, which cloud-init brings along.
 chroot "$root" python3 - <<'EOF'

@@ -98,8 +98,8 @@ def _packer_validate() -> str:
             folder = Path(scratch)
             for file in (OVERLAY, PAYLOAD):
                 (folder / file).touch()
-            ports = Ports(ssh=range(20000, 20010), vnc=25000)
-            values = packer_values(plan.scripts, folder, folder, make_key(folder), "tcg", ports)
+            ports = Ports(ssh=20000, vnc=25000)
+            values = packer_values(plan.scripts, folder, folder, make_key(folder), "tcg", ports, 22000)
             (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
             write_plugins_file(PROJECT / "packer", folder, version)
             if needs_plugins(version) and not plugins_ready(folder, version):

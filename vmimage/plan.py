@@ -162,6 +162,7 @@ def make_plan(
             "packages": sorted(packages),
             "exclude": list(base.exclude),
             "keep": list(base.keep),
+            "initrd": list(base.initrd),
             "period": period(base.refresh, today),
             "mirrors": list(debian_mirrors),
             "files": digests(project, [Path("provision/base.sh")]),

@@ -26,6 +26,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_-]*$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Unpacked = Annotated[str, StringConstraints(pattern=r"^(/[^/\s,]+){2,}$")]
+KernelModule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* (MiB|GiB)$")]
 Step = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$")]
 Ports = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{3,4}-[1-9][0-9]{3,4}$")]
@@ -106,6 +107,11 @@ class Base(Model):
     )
     keep: tuple[Unpacked, ...] = Field(
         (), strict=False, description="of those, files that are unpacked all the same: dpkg's path-include"
+    )
+    initrd: tuple[KernelModule, ...] = Field(
+        (),
+        strict=False,
+        description="drivers in the initrd, beside what they need; none named: all that Debian puts there",
     )
 
 

@@ -1,9 +1,18 @@
-"""Keys made for one purpose, and waiting until a guest answers ssh."""
+"""Keys made for one purpose, and waiting until a guest answers ssh.
+
+QEMU's user network accepts a connection to a guest that does not listen yet, and tries to deliver it at growing
+intervals: who waits for its answer may wait ten seconds longer than the guest takes. So one is dialled anew every now
+and then, and the first that is answered is taken.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import select
+import socket
+import socketserver
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from vmimage.errors import VerifyError
 
 ATTEMPT_SECONDS = 15.0
+DIAL_EVERY_SECONDS = 2.0
+LOOK_EVERY_SECONDS = 0.2
 
 # Paramiko logs a traceback for every attempt that a booting guest does not answer.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
@@ -40,10 +51,15 @@ def make_key(folder: Path) -> KeyPair:
 
 
 @contextlib.contextmanager
-def connect(port: int, user: str, key: Path) -> Iterator[paramiko.SSHClient]:
+def connect(
+    port: int, user: str, key: Path, *, connection: socket.socket | None = None
+) -> Iterator[paramiko.SSHClient]:
     """Log in to a guest on this host's loopback.
 
     The host key is not checked: it was made a moment ago inside the guest, and the way there is our own QEMU.
+
+    Args:
+        connection: One that is open already.
 
     Raises:
         OSError, paramiko.SSHException: It does not answer.
@@ -61,8 +77,82 @@ def connect(port: int, user: str, key: Path) -> Iterator[paramiko.SSHClient]:
             auth_timeout=ATTEMPT_SECONDS,
             allow_agent=False,
             look_for_keys=False,
+            sock=connection,
         )
         yield client
+
+
+def dial(port: int, *, wanted: Callable[[], bool]) -> socket.socket:
+    """Connect to a port on this host's loopback that leads into a guest; the connection's first bytes are there.
+
+    Args:
+        wanted: Tells whether to go on trying.
+
+    Raises:
+        TimeoutError: It is not wanted any more.
+    """
+    waiting: dict[socket.socket, float] = {}
+    due = time.monotonic()
+    try:
+        while wanted():
+            now = time.monotonic()
+            if now >= due:
+                due = now + DIAL_EVERY_SECONDS
+                with contextlib.suppress(OSError):
+                    waiting[socket.create_connection(("127.0.0.1", port), timeout=ATTEMPT_SECONDS)] = now
+            ready = select.select(list(waiting), [], [], LOOK_EVERY_SECONDS)[0]
+            for connection in [*ready, *(old for old, since in waiting.items() if now - since > ATTEMPT_SECONDS)]:
+                with contextlib.suppress(OSError):
+                    if connection in ready and connection.recv(1, socket.MSG_PEEK):
+                        del waiting[connection]
+                        return connection
+                waiting.pop(connection, None)
+                connection.close()
+    finally:
+        for connection in waiting:
+            connection.close()
+    raise TimeoutError("nothing answered")
+
+
+@contextlib.contextmanager
+def answered_port(port: int) -> Iterator[int]:
+    """Serve a port that leads to another one, into a guest; who connects waits exactly until that is answered.
+
+    For programs that wait for ssh in their own way (Packer).
+    """
+    over = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            client: socket.socket = self.request
+            with contextlib.suppress(OSError), dial(port, wanted=lambda: not over.is_set() and _open(client)) as guest:
+                _join(client, guest)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            over.set()
+            server.shutdown()
+
+
+def _open(client: socket.socket) -> bool:
+    """Tell whether the other side has not hung up."""
+    return not select.select([client], [], [], 0)[0] or client.recv(1, socket.MSG_PEEK) != b""
+
+
+def _join(one: socket.socket, other: socket.socket) -> None:
+    """Pass on what each of two connections receives to the other, until both have ended."""
+    onward = {one: other, other: one}
+    while onward:
+        for end in select.select(list(onward), [], [])[0]:
+            data = end.recv(1 << 16)
+            if data:
+                onward[end].sendall(data)
+            else:
+                onward.pop(end).shutdown(socket.SHUT_WR)
 
 
 def wait_for_ssh(port: int, user: str, key: Path, *, timeout: float, alive: Callable[[], bool]) -> float:
@@ -76,15 +166,22 @@ def wait_for_ssh(port: int, user: str, key: Path, *, timeout: float, alive: Call
     """
     started = time.monotonic()
     why = "nothing answered"
-    while time.monotonic() - started < timeout:
-        if not alive():
-            raise VerifyError("the machine stopped before it answered ssh")
+
+    def still_waiting() -> bool:
+        return alive() and time.monotonic() - started < timeout
+
+    while still_waiting():
         try:
-            with connect(port, user, key) as client:
+            with (
+                dial(port, wanted=still_waiting) as connection,
+                connect(port, user, key, connection=connection) as client,
+            ):
                 _, stdout, _ = client.exec_command("true", timeout=ATTEMPT_SECONDS)
                 if stdout.channel.recv_exit_status() == 0:
                     return time.monotonic() - started
         except (TimeoutError, OSError, EOFError, paramiko.SSHException) as error:
             why = str(error) or type(error).__name__
         time.sleep(0.5)
+    if not alive():
+        raise VerifyError("the machine stopped before it answered ssh")
     raise VerifyError(f"the machine did not answer ssh within {timeout:.0f} s (last: {why})")

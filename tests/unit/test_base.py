@@ -20,3 +20,9 @@ def test_what_is_kept_stands_behind_what_is_excluded() -> None:
     options = [one for one in argv if one.startswith("--dpkgopt=path-")]
     base = spec.bases["trixie"]
     assert len(options) == len(base.exclude) + len(base.keep)
+
+
+def test_drivers_of_the_initrd_reach_the_hook_of_the_base() -> None:
+    base = load_spec(PROJECT / "images.yaml").bases["trixie"]
+    assert {"virtio_blk", "ahci", "sd_mod", "sr_mod", "ext4"} <= set(base.initrd)
+    assert "manual_add_modules $INITRD_DRIVERS" in (PROJECT / "provision" / "base.sh").read_text()

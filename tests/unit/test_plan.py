@@ -123,6 +123,7 @@ def test_mode_of_a_file_counts(project: Path) -> None:
     [
         ("[systemd, openssh-server]", "[systemd, openssh-server, less]", ["base", "bake", "export"]),
         ("    suite: trixie", "    exclude: [/usr/share/doc/*]\n    suite: trixie", ["base", "bake", "export"]),
+        ("    suite: trixie", "    initrd: [virtio_blk]\n    suite: trixie", ["base", "bake", "export"]),
         ("version: v1.2.3+x1", "version: v1.2.4", ["bake", "export"]),
         ("disk: 8 GiB", "disk: 9 GiB", ["bake", "export"]),
         ("qcow2: {}", "qcow2: {compression: zlib}", ["export"]),

@@ -91,6 +91,7 @@ def test_every_problem_is_reported_at_once_in_order_of_lines(project: Path) -> N
             "    suite: trixie\n    exclude: [usr/share/doc/*]\n",
             "exclude[0]: 'usr/share/doc/*' does",
         ),
+        ("    suite: trixie\n", "    suite: trixie\n    initrd: [$(reboot)]\n", "bases.trixie.initrd[0]:"),
         (
             "    suite: trixie\n",
             "    suite: trixie\n    exclude: [/usr*]\n",

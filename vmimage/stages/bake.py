@@ -36,7 +36,7 @@ from vmimage.render import render
 from vmimage.run import run, tail
 from vmimage.snapshot import DRIVE, SOCKET
 from vmimage.spec import SEAL_STEP
-from vmimage.ssh import KeyPair, make_key
+from vmimage.ssh import KeyPair, answered_port, make_key
 from vmimage.store import Store
 
 DISK = "disk.raw"
@@ -49,12 +49,25 @@ SSH_TIMEOUT = "5m"
 MEMORY_MIB = 2048
 CPUS = 2
 
-# Packer finds a free port and closes it again before QEMU takes it: bakes at the same time need ranges of their own.
-PORT_SLOTS = 500
-SSH_PORTS_FROM, VNC_PORTS_FROM, PORTS_EACH = 20000, 25000, 10
+# Found free, and taken by QEMU a while later: bakes at the same time need ports of their own.
+PORT_SLOTS = 5000
+SSH_PORTS_FROM, VNC_PORTS_FROM = 20000, 25000
 VNC_BASE = 5900
 
 _STEP_LINE = re.compile(r"vmimage-step: (start|done|layer) (\S+)")
+
+UNNEEDED = [
+    *(f"modprobe@{module}.service" for module in ("configfs", "dm_mod", "drm", "efi_pstore", "fuse", "loop")),
+    *("dev-hugepages.mount", "dev-mqueue.mount", "sys-fs-fuse-connections.mount", "sys-kernel-config.mount"),
+    *("sys-kernel-debug.mount", "sys-kernel-tracing.mount", "proc-sys-fs-binfmt_misc.automount"),
+    # The bootloader's step mounts it.
+    "boot-efi.mount",
+    *("open-vm-tools.service", "vgauth.service"),
+    *("systemd-binfmt.service", "systemd-journal-flush.service", "systemd-modules-load.service"),
+    *("systemd-network-generator.service", "systemd-networkd-persistent-storage.service", "systemd-pstore.service"),
+    *("systemd-random-seed.service", "systemd-resolved.service", "systemd-sysctl.service", "systemd-timesyncd.service"),
+]
+"""Units that the base starts before ssh.service and a bake does without."""
 
 # What must never reach the disk is held in memory while baking; see systemd-fstab-generator(8), systemd.mount-extra.
 KERNEL_ARGUMENTS = [
@@ -68,6 +81,9 @@ KERNEL_ARGUMENTS = [
     "systemd.wants=systemd-networkd.service",
     "cloud-init=disabled",
     "systemd.firstboot=off",
+    # Emulated, each unit takes a good part of a second, and a step needs none of these. Not in the way of any either:
+    # that they are masked is written nowhere but here, and enabling them works.
+    *(f"systemd.mask={unit}" for unit in UNNEEDED),
     "systemd.mount-extra=tmpfs:/root/.ssh:tmpfs:mode=0700",
     "systemd.mount-extra=tmpfs:/var/log/journal:tmpfs",
     f"systemd.mount-extra=LABEL={LABEL}:{MOUNT}:ext4:ro",
@@ -83,7 +99,7 @@ def qemu_arguments(
     serial: Path,
     public_key: str,
     accelerator: Accelerator,
-    vnc: int,
+    ports: Ports,
 ) -> list[tuple[str, str]]:
     """Return the `qemuargs` of a bake; pure. Each flag replaces all that Packer would give for it."""
     key = base64.b64encode(public_key.encode()).decode()
@@ -93,7 +109,7 @@ def qemu_arguments(
         ("-append", " ".join(KERNEL_ARGUMENTS)),
         ("-cpu", cpu_model(accelerator)),
         # restrict: the guest reaches nothing outside; the forwarded port listens on this host's loopback only.
-        ("-netdev", "user,id=user.0,restrict=on,hostfwd=tcp:127.0.0.1:{{ .SSHHostPort }}-:22"),
+        ("-netdev", f"user,id=user.0,restrict=on,hostfwd=tcp:127.0.0.1:{ports.ssh}-:22"),
         ("-device", "virtio-net-pci,netdev=user.0"),
         ("-device", "virtio-rng-pci"),
         # A full disk of the host is an error at once; by default QEMU would stop the machine and wait for room.
@@ -112,20 +128,27 @@ def qemu_arguments(
         ("-serial", f"file:{serial}"),
         ("-smbios", f"type=11,value=io.systemd.credential.binary:ssh.authorized_keys.root={key}"),
         # Packer 1.6.6 would count its displays from the start of the range that it was given.
-        ("-vnc", f"127.0.0.1:{vnc - VNC_BASE}"),
+        ("-vnc", f"127.0.0.1:{ports.vnc - VNC_BASE}"),
         ("-vga", "none"),
         ("-display", "none"),
     ]
 
 
 def packer_values(
-    scripts: Sequence[str], base: Path, folder: Path, key: KeyPair, accelerator: Accelerator, ports: Ports
+    scripts: Sequence[str],
+    base: Path,
+    folder: Path,
+    key: KeyPair,
+    accelerator: Accelerator,
+    ports: Ports,
+    ssh_port: int,
 ) -> dict[str, object]:
     """Return what packer/image.pkr.hcl.j2 is rendered with; pure.
 
     Args:
         scripts: The steps to run, the seal as the last.
         folder: Holds the overlay and the payload disk, and takes the serial log and what the machine writes.
+        ssh_port: Where Packer connects to.
     """
     return {
         "overlay": str(folder / OVERLAY),
@@ -137,7 +160,8 @@ def packer_values(
         "memory_mib": MEMORY_MIB,
         "private_key": str(key.private),
         "ssh_timeout": SSH_TIMEOUT,
-        "ports": ports,
+        "ssh_port": ssh_port,
+        "vnc_port": ports.vnc,
         "payload": MOUNT,
         "scripts": scripts,
         "snapshot": shlex.join([sys.executable, "-m", "vmimage.snapshot"]),
@@ -150,31 +174,30 @@ def packer_values(
             serial=folder / SERIAL,
             public_key=key.public,
             accelerator=accelerator,
-            vnc=ports.vnc,
+            ports=ports,
         ),
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """Ports on localhost: where Packer looks for one for ssh, and that of the VNC server that it insists on."""
+    """Ports of QEMU on localhost: one leads to the guest's sshd, one to the VNC server that Packer insists on."""
 
-    ssh: range
+    ssh: int
     vnc: int
 
 
 @contextlib.contextmanager
 def own_ports(store: Store) -> Iterator[Ports]:
-    """Give ranges of ports that no other bake with this cache has."""
+    """Give ports that no other bake with this cache has."""
     # Other users have caches of their own: they begin elsewhere.
     first = zlib.crc32(str(store.root).encode())
     for slot in ((first + step) % PORT_SLOTS for step in range(PORT_SLOTS)):
         lock = store.try_lock(f"ports-{slot}")
         if lock:
             with lock:
-                start = SSH_PORTS_FROM + slot * PORTS_EACH
-                ports = Ports(ssh=range(start, start + PORTS_EACH), vnc=VNC_PORTS_FROM + slot)
-                if not taken({"": ports.vnc}):
+                ports = Ports(ssh=SSH_PORTS_FROM + slot, vnc=VNC_PORTS_FROM + slot)
+                if not taken({"ssh": ports.ssh, "vnc": ports.vnc}):
                     yield ports
                     return
     raise HostError(f"{PORT_SLOTS} bakes run already", hint="wait until some have ended")
@@ -219,8 +242,8 @@ def make_bake(
     behind = f", behind {plan.steps[layers.done - 1].name}" if layers.done else ""
     step.now(f"boot the base{behind}")
     position = _Position(step, folder, layers, {step.script: step for step in remaining})
-    with own_ports(layers.store) as ports:
-        values = packer_values(scripts, base, folder, key, accelerator, ports)
+    with own_ports(layers.store) as ports, answered_port(ports.ssh) as ssh_port:
+        values = packer_values(scripts, base, folder, key, accelerator, ports, ssh_port)
         (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
         _prepare_plugins(folder, step)
         done = packer("build", folder, "-color=false", timeout=TIMEOUT_SECONDS, on_line=position.read)

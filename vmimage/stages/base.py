@@ -71,7 +71,7 @@ def make_base(plan: Plan, work: Path, step: Step) -> Mapping[str, object]:
     run(
         mmdebstrap_command(plan, tree),
         confine=Confine.FAKE_ROOT,
-        env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8", "INITRD": "No"},
+        env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8", "INITRD": "No", "INITRD_DRIVERS": " ".join(plan.base.initrd)},
         timeout=TIMEOUT_SECONDS,
         on_line=lambda line: step.now(line.removeprefix("I: ")) if line.startswith("I: ") else None,
     )

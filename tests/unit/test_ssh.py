@@ -1,0 +1,99 @@
+"""Waiting for a guest's sshd, against servers on this host's loopback."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmimage.errors import VerifyError
+from vmimage.ssh import answered_port, dial, make_key, wait_for_ssh
+
+BANNER = b"SSH-2.0-test\r\n"
+
+
+@pytest.fixture
+def guest() -> Iterator[socket.socket]:
+    """A listening socket; what is sent to those that it accepts is the test's business."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        yield server
+
+
+def port_of(server: socket.socket) -> int:
+    return int(server.getsockname()[1])
+
+
+def greet_second(server: socket.socket) -> None:
+    """Be a guest that comes up between two connections: the first is never answered, the second echoes a line."""
+    with server.accept()[0], server.accept()[0] as second:
+        second.settimeout(10)
+        second.sendall(BANNER)
+        second.sendall(second.recv(100).upper())
+        assert second.recv(1) == b""
+
+
+def test_a_connection_that_nobody_answers_does_not_hold_up_the_next(guest: socket.socket) -> None:
+    with socket.socket() as never:
+        never.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=greet_second, args=(guest,))
+        thread.start()
+        with dial(port_of(guest), wanted=lambda: True) as connection:
+            assert connection.recv(100) == BANNER
+            connection.sendall(b"x")
+            assert connection.recv(100) == b"X"
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_dialling_ends_when_it_is_not_wanted_any_more(guest: socket.socket) -> None:
+    asked: list[float] = []
+
+    def wanted() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) < 3
+
+    with pytest.raises(TimeoutError):
+        dial(port_of(guest), wanted=wanted)
+
+
+def test_a_program_that_connects_at_once_waits_for_the_answer_and_both_directions_are_joined(
+    guest: socket.socket,
+) -> None:
+    thread = threading.Thread(target=greet_second, args=(guest,))
+    thread.start()
+    with answered_port(port_of(guest)) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"hello")
+        received = b""
+        while len(received) < len(BANNER) + 5:
+            received += client.recv(100)
+        assert received == BANNER + b"HELLO"
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_program_that_hangs_up_is_not_connected_later(guest: socket.socket) -> None:
+    with answered_port(port_of(guest)) as port:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+        # What was dialled for it already, if anything, is closed without an answer.
+        guest.settimeout(1)
+        try:
+            with guest.accept()[0] as dialled:
+                dialled.settimeout(10)
+                assert dialled.recv(1) == b""
+        except TimeoutError:
+            assert guest.fileno() >= 0
+
+
+def test_waiting_for_a_machine_that_stopped_says_so(guest: socket.socket, tmp_path: Path) -> None:
+    key = make_key(tmp_path)
+    with pytest.raises(VerifyError, match="stopped before"):
+        wait_for_ssh(port_of(guest), "dev", key.private, timeout=60, alive=lambda: False)
+    with pytest.raises(VerifyError, match=r"within 0 s \(last: nothing answered\)"):
+        wait_for_ssh(port_of(guest), "dev", key.private, timeout=0, alive=lambda: True)
