@@ -33,6 +33,10 @@ def errors_shown(console: Console) -> Iterator[None]:
         raise Exit(f"\n{error.message}{hint}{where}", code=error.exit_code) from None
     except KeyboardInterrupt:
         raise Exit(f"\nstopped; nothing half-made was kept{where}", code=130) from None
+    except BrokenPipeError:
+        # Who reads has seen enough (`| head`). Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Exit(code=141) from None
     except OSError as error:
         logging.getLogger("vmimage").exception("unexpected")
         console.event("error", message=str(error), hint="", exit_code=3)

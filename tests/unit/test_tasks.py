@@ -63,6 +63,16 @@ def test_plan_does_nothing_and_the_image_may_be_left_out(here: Sandbox) -> None:
     assert not here.dist.exists()
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(here: Sandbox) -> None:
+    process = here.start("plan")
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 141
+
+
 def test_plan_for_machines(here: Sandbox) -> None:
     done = here.invoke("plan", "toolbox", "--json")
     assert {event["stage"] for event in done.events if event["event"] == "plan"} >= {"fetch", "bake", "release"}
