@@ -81,8 +81,7 @@ KERNEL_ARGUMENTS = [
     "systemd.wants=systemd-networkd.service",
     "cloud-init=disabled",
     "systemd.firstboot=off",
-    # Emulated, each unit takes a good part of a second, and a step needs none of these. Not in the way of any either:
-    # that they are masked is written nowhere but here, and enabling them works.
+    # Emulated, each takes a good part of a second. Masked for this boot only: nothing of it is on the disk.
     *(f"systemd.mask={unit}" for unit in UNNEEDED),
     "systemd.mount-extra=tmpfs:/root/.ssh:tmpfs:mode=0700",
     "systemd.mount-extra=tmpfs:/var/log/journal:tmpfs",
