@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import sys
 from collections.abc import Iterator
 from datetime import datetime
@@ -33,14 +34,24 @@ def errors_shown(console: Console) -> Iterator[None]:
         raise Exit(f"\n{error.message}{hint}{where}", code=error.exit_code) from None
     except KeyboardInterrupt:
         raise Exit(f"\nstopped; nothing half-made was kept{where}", code=130) from None
-    except BrokenPipeError:
-        # Who reads has seen enough (`| head`). Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise Exit(code=141) from None
     except OSError as error:
+        if _reader_has_gone():
+            raise Exit(code=141) from None
         logging.getLogger("vmimage").exception("unexpected")
         console.event("error", message=str(error), hint="", exit_code=3)
         raise Exit(f"\n{error}{where}", code=3) from None
+
+
+def _reader_has_gone() -> bool:
+    """Tell whether nobody reads our standard output any more (`| head`); nothing is written there then."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    # Python would complain once more when it flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 @contextlib.contextmanager

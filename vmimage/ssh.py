@@ -105,6 +105,8 @@ def dial(port: int, *, wanted: Callable[[], bool]) -> socket.socket:
                 with contextlib.suppress(OSError):
                     if connection in ready and connection.recv(1, socket.MSG_PEEK):
                         del waiting[connection]
+                        # A busy guest may take its time to read.
+                        connection.settimeout(None)
                         return connection
                 waiting.pop(connection, None)
                 connection.close()

@@ -22,7 +22,6 @@ def test_what_is_kept_stands_behind_what_is_excluded() -> None:
     assert len(options) == len(base.exclude) + len(base.keep)
 
 
-def test_drivers_of_the_initrd_reach_the_hook_of_the_base() -> None:
+def test_the_initrd_is_asked_to_have_what_finds_the_root_and_a_seed() -> None:
     base = load_spec(PROJECT / "images.yaml").bases["trixie"]
     assert {"virtio_blk", "ahci", "sd_mod", "sr_mod", "ext4"} <= set(base.initrd)
-    assert "manual_add_modules $INITRD_DRIVERS" in (PROJECT / "provision" / "base.sh").read_text()
