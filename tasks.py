@@ -13,13 +13,15 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task as invoke_task
 
-from vmimage import PROJECT, care, host, pipeline
+from vmimage import PROJECT, care, pipeline
 from vmimage import kubeconfig as merging
+from vmimage.accelerator import find_accelerator
 from vmimage.bench import bench_export
 from vmimage.bench_build import DEFAULT_IMAGE, bench_build
 from vmimage.bundle import write_bundle
 from vmimage.cli import allow_missing_positionals, errors_shown, session
 from vmimage.console import Console, human_bytes
+from vmimage.doctor import examine
 from vmimage.errors import HostError, InputError
 from vmimage.guest import Address, log_in
 from vmimage.lint import SCHEMA, schema_text
@@ -213,7 +215,7 @@ def doctor(_: Context, accelerator: str | None = None, json: bool = False) -> No
     chosen = options(accelerator=accelerator)
     with session(chosen, json_lines=json) as (console, store):
         bad = []
-        for finding in host.examine(store.root, chosen.accelerator):
+        for finding in examine(store.root, chosen.accelerator):
             console.event("finding", **vars(finding))
             console.say(f"{finding.mark:<3} {finding.subject:<22} {finding.state:<38} {finding.why}")
             if finding.mark == "BAD":
@@ -465,7 +467,7 @@ def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output
         elif what == "build":
             made = pipeline.plan_image(image or DEFAULT_IMAGE, chosen)
             to = Path(output).absolute() if output else None
-            accelerator = host.find_accelerator(store.root / "accelerator.json", chosen.accelerator)
+            accelerator = find_accelerator(store.root / "accelerator.json", chosen.accelerator)
             bench_build(made, accelerator, store, console, runs=runs, output=to)
         else:
             raise InputError(f"there is no benchmark {what}", hint="export or build")

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vmimage import PROJECT, floor, host, peer
+from vmimage.accelerator import Accelerator
 from vmimage.console import Console
 from vmimage.disk import allocated
 from vmimage.errors import BuildError, InputError
@@ -71,7 +72,7 @@ def with_other_pin(text: str, pin: PinnedFile, other: PinnedFile) -> str:
 class _Bench:
     """What all rounds share."""
 
-    def __init__(self, plan: Plan, accelerator: host.Accelerator, console: Console, work: Path) -> None:
+    def __init__(self, plan: Plan, accelerator: Accelerator, console: Console, work: Path) -> None:
         self.plan, self.accelerator, self.console, self.work = plan, accelerator, console, work
         if not plan.debian_mirrors:
             raise InputError(
@@ -213,7 +214,7 @@ class _Bench:
 
 def bench_build(
     plan: Plan,
-    accelerator: host.Accelerator,
+    accelerator: Accelerator,
     store: Store,
     console: Console,
     *,

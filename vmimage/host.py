@@ -1,4 +1,4 @@
-"""What this host can do: tools and their versions, the accelerator that really works, firmware, free disk."""
+"""What this host has: tools and their versions, UEFI firmware, a Debian mirror, user namespaces."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ import re
 import shlex
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Literal
 
 from vmimage import PROJECT
-from vmimage.console import human_bytes
 from vmimage.errors import HostError, InputError
 from vmimage.memo import Memo, stamps
-from vmimage.run import Completed, Confine, confined, run
-
-Accelerator = Literal["kvm", "tcg"]
-ACCELERATORS: tuple[Accelerator, ...] = ("kvm", "tcg")
+from vmimage.run import Confine, confined, run
 
 # sbin is not on the PATH of an ordinary Debian user, but sfdisk, mke2fs and mkfs.vfat are there.
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
@@ -115,7 +109,7 @@ def require(programs: Sequence[str]) -> dict[str, str]:
     versions, wrong = {}, []
     known = {tool.program: tool for tool in tools() if tool.program}
     for program in programs:
-        finding = _examine(known[program])
+        finding = examine_tool(known[program])
         if finding.good:
             versions[program] = tool_version(program)
         else:
@@ -125,7 +119,8 @@ def require(programs: Sequence[str]) -> dict[str, str]:
     return versions
 
 
-def _examine(tool: Tool) -> Finding:
+def examine_tool(tool: Tool) -> Finding:
+    """Look at a tool: is it there, and new enough?"""
     if not tool.program:
         installed = run(["dpkg-query", "-W", "-f", "${Version}", tool.package], check=False)
         good, state = (installed.returncode == 0, installed.output if installed.returncode == 0 else "not installed")
@@ -137,86 +132,6 @@ def _examine(tool: Tool) -> Finding:
         state = (version or "installed") if good else f"{version} is older than {tool.minimum}"
     remedy = "" if good else f"apt-get install {tool.package}"
     return Finding(subject=tool.program or tool.package, good=good, state=state, why=tool.why, remedy=remedy)
-
-
-# --- Accelerator -----------------------------------------------------------------------------------------
-
-PROBE_EXIT = 0x2A
-PROBE_SECONDS = 10.0
-
-# A boot sector that counts to 50 million in a register and leaves through QEMU's isa-debug-exit device:
-#   cli; mov ecx, 50000000; again: dec ecx; jnz again; mov al, PROBE_EXIT; out 0xf4, al; halt: hlt; jmp halt
-_PROBE_CODE = b"\xfa\x66\xb9" + (50_000_000).to_bytes(4, "little") + b"\x66\x49\x75\xfc\xb0" + bytes([PROBE_EXIT])
-PROBE_SECTOR = (_PROBE_CODE + b"\xe6\xf4\xf4\xeb\xfd").ljust(510, b"\0") + b"\x55\xaa"
-
-
-def probe_accelerator(name: Accelerator) -> Completed:
-    """Run guest code under an accelerator and time it.
-
-    `/dev/kvm` proves nothing: in many nested set-ups it opens, and then the guest hangs.
-
-    Returns:
-        The finished QEMU; `(PROBE_EXIT << 1) | 1` as its status means that the guest code ran to its end.
-    """
-    with TemporaryDirectory(prefix="vmimage-probe-") as folder:
-        sector = Path(folder, "probe.img")
-        sector.write_bytes(PROBE_SECTOR)
-        argv = ["qemu-system-x86_64", "-accel", name, "-machine", "pc", "-m", "64", "-nodefaults", "-no-user-config"]
-        argv += ["-display", "none", "-drive", f"file={sector},format=raw,if=ide,readonly=off"]
-        argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
-        return run(argv, check=False, timeout=PROBE_SECONDS)
-
-
-def probe_passed(done: Completed) -> bool:
-    """Tell whether a probe's guest ran to its end."""
-    return done.returncode == (PROBE_EXIT << 1) | 1
-
-
-def known_accelerator(name: str) -> Accelerator:
-    """Return the accelerator of a name that a user gave.
-
-    Raises:
-        InputError: There is none.
-    """
-    for known in ACCELERATORS:
-        if known == name:
-            return known
-    raise InputError(f"--accelerator {name}: unknown", hint=f"one of {', '.join(ACCELERATORS)}")
-
-
-def find_accelerator(state: Path, override: str | None = None) -> Accelerator:
-    """Return the accelerator to use: the override, else the first that runs guest code.
-
-    Args:
-        state: A file that remembers the answer until the next boot of the host or another QEMU.
-
-    Raises:
-        InputError: The override is no accelerator.
-        HostError: Not even TCG runs a guest.
-    """
-    if override:
-        return known_accelerator(override)
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    subject = f"{boot_id} {tool_version('qemu-system-x86_64')} kvm={usable} uid={os.geteuid()}"
-    remembered = remembered_accelerator(state, subject)
-    if remembered:
-        return remembered
-    for name in ACCELERATORS:
-        if (name == "tcg" or usable) and probe_passed(probe_accelerator(name)):
-            state.write_text(json.dumps({"subject": subject, "accelerator": name}))
-            return name
-    raise HostError("QEMU runs no guest code on this host, not even by emulation", hint="run `invoke doctor`")
-
-
-def remembered_accelerator(state: Path, subject: str) -> Accelerator | None:
-    """Return what an earlier run found on the same host; whatever else the file holds is ignored."""
-    try:
-        known = json.loads(state.read_text())
-        same = known["subject"] == subject
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return next((name for name in ACCELERATORS if same and known.get("accelerator") == name), None)
 
 
 # --- Firmware --------------------------------------------------------------------------------------------
@@ -314,56 +229,7 @@ def taken(ports: Mapping[str, int]) -> list[str]:
     return found
 
 
-# --- Everything ------------------------------------------------------------------------------------------
-
-NEEDED_DISK = 12 << 30
-NEEDED_MEMORY = 5 << 30
-
-
-def examine(cache_folder: Path, accelerator: str | None) -> Iterator[Finding]:
-    """Look at everything that a build needs, one finding each."""
-    for tool in tools():
-        yield _examine(tool)
-    yield _user_namespaces()
-    if shutil.which("qemu-system-x86_64"):
-        for name in ACCELERATORS:
-            yield _accelerator(name)
-        chosen = find_accelerator(cache_folder / "accelerator.json", accelerator)
-        yield Finding(subject="accelerator", good=True, state=chosen, why="runs the guests of a build")
-    try:
-        state, good = str(find_uefi().code), True
-    except HostError as error:
-        state, good = error.message, False
-    yield Finding(
-        subject="UEFI", good=good, state=state, why="boots the image as UEFI machines do", remedy="apt-get install ovmf"
-    )
-    free = shutil.disk_usage(cache_folder).free
-    yield Finding(
-        subject="disk",
-        good=free >= NEEDED_DISK,
-        state=f"{human_bytes(free)} free at {cache_folder}",
-        why=f"a build needs up to {human_bytes(NEEDED_DISK)}",
-        remedy="free some, or set VMIMAGE_CACHE to a folder on a larger disk",
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding(
-        subject="memory",
-        good=memory >= NEEDED_MEMORY,
-        state=human_bytes(memory),
-        why=f"two guests run at once; {human_bytes(NEEDED_MEMORY)} suffice",
-        remedy="build on a larger machine",
-    )
-
-
-def _accelerator(name: Accelerator) -> Finding:
-    done = probe_accelerator(name)
-    why = "runs guests at the speed of the host" if name == "kvm" else "runs guests anywhere, by emulation"
-    if probe_passed(done):
-        return Finding(subject=name, good=True, state=f"ran guest code in {done.seconds:.1f} s", why=why)
-    hung = done.seconds >= PROBE_SECONDS
-    state = f"hung: guest code did not end within {PROBE_SECONDS:.0f} s" if hung else done.output.splitlines()[0]
-    remedy = "run on the machine itself, or enable nested virtualization; builds work without it"
-    return Finding(subject=name, good=False, state=state, why=why, remedy=remedy, needed=name == "tcg")
+# --- User namespaces -------------------------------------------------------------------------------------
 
 
 def require_user_namespaces() -> None:
@@ -372,12 +238,13 @@ def require_user_namespaces() -> None:
     Raises:
         HostError: It may not.
     """
-    finding = _user_namespaces()
+    finding = user_namespaces()
     if not finding.good:
         raise HostError(f"user namespaces do not work: {finding.state}", hint=finding.remedy)
 
 
-def _user_namespaces() -> Finding:
+def user_namespaces() -> Finding:
+    """Find out whether this user may be root over files that it makes."""
     subject, why = "user namespaces", "let the base be made without root"
     done = run(["true"], confine=Confine.FAKE_ROOT, check=False, timeout=20)
     if done.returncode == 0:

@@ -15,11 +15,12 @@ from vmimage.errors import BuildError
 from vmimage.host import require
 from vmimage.packer import needs_plugins, packer, plugins_ready, write_plugins_file
 from vmimage.plan import make_plan
+from vmimage.ports import Ports
 from vmimage.render import render
 from vmimage.run import run, tail
 from vmimage.spec import Spec, load_spec
 from vmimage.ssh import make_key
-from vmimage.stages.bake import OVERLAY, PAYLOAD, Ports, packer_values
+from vmimage.stages.bake import OVERLAY, PAYLOAD, packer_values
 
 PYTHON = ["tasks.py", "vmimage", "tests", "provision"]
 SCHEMA = PROJECT / "templates" / "images.schema.json"

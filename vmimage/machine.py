@@ -17,26 +17,14 @@ import pycdlib
 import yaml
 from qemu.qmp import ConnectError, ExecuteError, QMPError
 
+from vmimage.accelerator import Accelerator, acceleration, cpu_model
 from vmimage.errors import HostError, VerifyError
-from vmimage.host import Accelerator, find_uefi
+from vmimage.host import find_uefi
 from vmimage.monitor import Monitor
 from vmimage.profiles import PROFILES, FirmwareName
 from vmimage.run import run, spawn
 
 AGENT_SECONDS = 60.0
-
-
-# x86-64-v2 on an AMD processor: with `max`, emulation pays for AVX and for more of the kernel's mitigations.
-EMULATED_CPU = "qemu64,+cx16,+lahf-lm,+popcnt,+sse4.1,+sse4.2,+ssse3"
-
-
-# One after the other: QEMU 7.2 emulating processors at once lets a kernel that patches its own code crash now and then.
-ACCELERATION = {"kvm": "kvm", "tcg": "tcg,thread=single"}
-
-
-def cpu_model(accelerator: Accelerator) -> str:
-    """Return QEMU's `-cpu` for an accelerator."""
-    return "host" if accelerator == "kvm" else EMULATED_CPU
 
 
 @dataclass(frozen=True)
@@ -138,7 +126,7 @@ def qemu_command(
     restrict = ",restrict=on" if hardware.restrict else ""
     profile = PROFILES[hardware.profile]
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-name", "vmimage"]
-    command += ["-machine", profile.board, "-accel", ACCELERATION[hardware.accelerator]]
+    command += ["-machine", profile.board, "-accel", acceleration(hardware.accelerator)]
     command += ["-cpu", cpu_model(hardware.accelerator)]
     command += ["-smp", str(hardware.cpus), "-m", str(hardware.memory)]
     command += ["-display", "none", "-vga", "std", "-device", "virtio-rng-pci"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from vmimage import PROJECT, host
+from vmimage.accelerator import find_accelerator, known_accelerator
 from vmimage.changes import why_new
 from vmimage.console import Console
 from vmimage.errors import InputError
@@ -97,7 +98,7 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
     plan = plan_image(name, options)
     start = find_start(plan, options.start)
     if options.accelerator:
-        host.known_accelerator(options.accelerator)
+        known_accelerator(options.accelerator)
     tools = host.require(BUILD_TOOLS)
     firmware = host.find_uefi()
     console.say(f"{plan.name}: {plan.image.summary} (cache: {store.root})")
@@ -129,7 +130,7 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
     with console.stage("bake", plan.bake_stage.why) as step:
 
         def baked(work: Path) -> Mapping[str, object]:
-            accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+            accelerator = find_accelerator(store.root / "accelerator.json", options.accelerator)
             with contextlib.closing(Layers(plan, base.path / DISK, store, step, start=start.step)) as layers:
                 return make_bake(plan, base.path, files, layers, work, accelerator, step, keep=keep)
 
@@ -159,7 +160,7 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
         evidence = console.log_dir / "verify" if console.log_dir else None
 
         def verdict_made(work: Path) -> Mapping[str, object]:
-            accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+            accelerator = find_accelerator(store.root / "accelerator.json", options.accelerator)
             return verify(subject, work, accelerator, step, evidence=evidence, keep=keep)
 
         verified = store.get_or_make(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vmimage import host
+from vmimage.accelerator import find_accelerator, machine_cpus
 from vmimage.console import Console
 from vmimage.errors import BuildError, HostError, InputError
 from vmimage.formats.opened import open_disk
@@ -94,7 +95,7 @@ def run_release(
         seed: A NoCloud disk; one with the keys is made when not given.
     """
     host.require(("qemu-system-x86_64", "qemu-img"))
-    accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+    accelerator = find_accelerator(store.root / "accelerator.json", options.accelerator)
     require_free(ports)
     machine_facts = release.manifest["machine"]
     further = [port for port in port_range(machine_facts.get("ports")) if not taken({"": port})]
@@ -113,7 +114,7 @@ def run_release(
             profile=profile,
             firmware=firmware,
             accelerator=accelerator,
-            cpus=machine_facts["cpus"],
+            cpus=machine_cpus(machine_facts["cpus"], accelerator),
             memory=size_bytes(machine_facts["memory"]) >> 20,
             forwards={FORWARDS[name].guest: port for name, port in ports.items()} | {port: port for port in further},
             restrict=False,

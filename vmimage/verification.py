@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from vmimage import PROJECT, host
+from vmimage.accelerator import find_accelerator
 from vmimage.checks import DISK_TESTS, test_files
 from vmimage.console import Console
 from vmimage.disk import RawDisk
@@ -63,7 +64,7 @@ def verify_file(path: Path, options: Options, store: Store, console: Console) ->
     kind = kind_of(path)
     if not kind:
         raise InputError(f"{path.name} has no known format", hint=f"names end in {', '.join(get_args(FormatName))}")
-    accelerator = host.find_accelerator(store.root / "accelerator.json", options.accelerator)
+    accelerator = find_accelerator(store.root / "accelerator.json", options.accelerator)
     store.sweep()
     beside = path.parent / releasing.MANIFEST
     known = json.loads(beside.read_text()) if beside.is_file() else {}

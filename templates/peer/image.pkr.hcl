@@ -55,7 +55,7 @@ source "qemu" "image" {
   ssh_handshake_attempts = 1000
   shutdown_command       = "systemctl --no-block poweroff"
 
-  # As little is started as in our own bake: the peer pays for its method, not for a longer boot.
+  # The kernel starts what answers ssh and no more, as in our own bake, which goes further and masks single units.
   qemuargs = [
     ["-kernel", var.kernel],
     ["-initrd", var.initrd],

@@ -11,16 +11,17 @@ import pytest
 
 from tests.tools import step_into
 from vmimage import PROJECT
-from vmimage.host import Accelerator
+from vmimage.accelerator import Accelerator
 from vmimage.layers import Layers
 from vmimage.packer import needs_plugins, write_plugins_file
 from vmimage.payload import environment, release_facts
 from vmimage.plan import Plan, StepPlan, make_plan
+from vmimage.ports import Ports, own_ports
 from vmimage.render import render
 from vmimage.run import run
 from vmimage.spec import SEAL_STEP, load_spec
 from vmimage.ssh import KeyPair
-from vmimage.stages.bake import Ports, _failure, _Position, own_ports, packer_values
+from vmimage.stages.bake import _failure, _Position, packer_values
 from vmimage.store import Store
 
 KEY = KeyPair(private=Path("/w/key"), public="ssh-ed25519 AAAA")

@@ -9,10 +9,7 @@ from vmimage import host
 from vmimage.errors import HostError, InputError
 from vmimage.host import (
     debian_mirrors,
-    find_accelerator,
     find_uefi,
-    probe_accelerator,
-    probe_passed,
     require,
     tool_version,
     tools,
@@ -56,55 +53,6 @@ def test_old_tool_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "tool_version", lambda name: "1.5.9")
     with pytest.raises(HostError, match=r"packer: 1\.5\.9 is older than 1\.6\.6"):
         require(["packer"])
-
-
-# --- Accelerator
-
-
-def test_emulation_runs_the_probe() -> None:
-    assert probe_passed(probe_accelerator("tcg"))
-
-
-def test_probe_notices_guest_code_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    halt = b"\xfa\xeb\xfe".ljust(510, b"\0") + b"\x55\xaa"
-    monkeypatch.setattr(host, "PROBE_SECTOR", halt)
-    monkeypatch.setattr(host, "PROBE_SECONDS", 1.0)
-    assert not probe_passed(probe_accelerator("tcg"))
-
-
-def test_accelerator_that_hangs_is_passed_over_and_the_answer_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def probe(name: str) -> str:
-        asked.append(name)
-        return name
-
-    monkeypatch.setattr(host, "probe_accelerator", probe)
-    monkeypatch.setattr(host, "probe_passed", lambda done: done == "tcg")
-    monkeypatch.setattr("os.access", lambda *args: True)
-    state = tmp_path / "accelerator.json"
-    assert find_accelerator(state) == "tcg"
-    assert find_accelerator(state) == "tcg"
-    assert asked == ["kvm", "tcg"]
-    state.write_text(state.read_text().replace("kvm=True", "kvm=False"))
-    assert find_accelerator(state) == "tcg"
-    assert asked == ["kvm", "tcg"] * 2, "another host is probed anew"
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"subject": 1}', '"x"'])
-def test_damaged_memory_of_the_accelerator_is_no_error(tmp_path: Path, text: str) -> None:
-    state = tmp_path / "accelerator.json"
-    state.write_text(text)
-    assert find_accelerator(state, "tcg") == "tcg"
-    assert host.remembered_accelerator(state, "subject") is None
-
-
-def test_override(tmp_path: Path) -> None:
-    assert find_accelerator(tmp_path / "none", "kvm") == "kvm"
-    with pytest.raises(InputError, match="hvf"):
-        find_accelerator(tmp_path / "none", "hvf")
 
 
 # --- Firmware

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.tools import seed_texts
+from vmimage.accelerator import acceleration
 from vmimage.errors import HostError
 from vmimage.machine import Hardware, Machine, make_overlay, qemu_command, qemu_value, start, write_seed
 from vmimage.profiles import PROFILES, FirmwareName
@@ -24,7 +25,7 @@ def test_forwards_listen_on_loopback_only_and_the_guest_is_shut_in(tmp_path: Pat
     text = command(TCG, tmp_path)
     assert "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:8080-:80" in text
     assert "-nodefaults -no-user-config" in text
-    assert "-accel tcg,thread=single" in text
+    assert f"-accel {acceleration('tcg')} " in text
 
 
 def test_a_user_may_let_the_guest_out(tmp_path: Path) -> None:

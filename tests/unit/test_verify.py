@@ -14,7 +14,7 @@ from vmimage.errors import VerifyError
 from vmimage.matrix import boots
 from vmimage.run import run
 from vmimage.stages.base import write_disk
-from vmimage.stages.verify import File, Subject, image_facts, machine_cpus, verify
+from vmimage.stages.verify import File, Subject, image_facts, verify
 
 FACTS = {"components": ["system", "kubectl", "helm", "sshfs", "bootloader"]}
 
@@ -46,13 +46,6 @@ def test_every_check_runs_in_some_machine_and_those_of_the_machine_in_each() -> 
     dealt = [dealt_tests(FACTS, i, 2) for i in range(2)]
     assert dealt[0] == ["test_machine.py", "test_system.py", "test_helm.py", "test_bootloader.py"]
     assert dealt[1] == ["test_machine.py", "test_kubectl.py", "test_sshfs.py"]
-
-
-def test_emulated_machines_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    assert (machine_cpus(2, "tcg"), machine_cpus(2, "kvm")) == (1, 2)
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
-    assert machine_cpus(2, "tcg") == 2
 
 
 @pytest.fixture

@@ -8,36 +8,34 @@ The login key reaches the guest as a systemd credential and lives in a tmpfs the
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
 import re
 import shlex
 import shutil
 import sys
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vmimage import PROJECT
+from vmimage.accelerator import Accelerator, acceleration, cpu_model, machine_cpus
 from vmimage.console import Step
 from vmimage.disk import RawDisk
 from vmimage.errors import BuildError, HostError
 from vmimage.files import disk_use, place
-from vmimage.host import Accelerator, taken, tool_version
+from vmimage.host import tool_version
 from vmimage.kept import DISK as KEPT_DISK
 from vmimage.kept import keep_disk, write_enter
 from vmimage.layers import Layers
-from vmimage.machine import ACCELERATION, cpu_model, qemu_value
+from vmimage.machine import qemu_value
 from vmimage.packer import packer, plugins_ready, write_plugins_file
 from vmimage.payload import LABEL, MOUNT, write_payload
 from vmimage.plan import Plan, StepPlan
+from vmimage.ports import Ports, own_ports
 from vmimage.render import render
 from vmimage.run import run, tail
 from vmimage.snapshot import DRIVE, SOCKET
 from vmimage.spec import SEAL_STEP
 from vmimage.ssh import KeyPair, answered_port, make_key
-from vmimage.store import Store
 
 DISK = "disk.raw"
 OVERLAY = "overlay.qcow2"
@@ -49,9 +47,6 @@ SSH_TIMEOUT = "5m"
 MEMORY_MIB = 2048
 CPUS = 2
 
-# Found free, and taken by QEMU a while later: bakes at the same time need ports of their own.
-PORT_SLOTS = 5000
-SSH_PORTS_FROM, VNC_PORTS_FROM = 20000, 25000
 VNC_BASE = 5900
 
 _STEP_LINE = re.compile(r"vmimage-step: (start|done|layer) (\S+)")
@@ -76,11 +71,15 @@ KERNEL_ARGUMENTS = [
     "console=ttyS0",
     # Emulated on a busy host, the timer may tick too late for the kernel's test of it, which then panics.
     "no_timer_check",
+    # What a user of a machine needs, and emulation pays for: no attack is to be feared from the steps of a bake.
+    "mitigations=off",
+    "init_on_alloc=0",
     # No more than what answers ssh.
     "systemd.unit=ssh.service",
     "systemd.wants=systemd-networkd.service",
     "cloud-init=disabled",
     "systemd.firstboot=off",
+    "systemd.ssh_auto=no",
     # Emulated, each takes a good part of a second. Masked for this boot only: nothing of it is on the disk.
     *(f"systemd.mask={unit}" for unit in UNNEEDED),
     "systemd.mount-extra=tmpfs:/root/.ssh:tmpfs:mode=0700",
@@ -142,7 +141,7 @@ def packer_values(
     ports: Ports,
     ssh_port: int,
 ) -> dict[str, object]:
-    """Return what packer/image.pkr.hcl.j2 is rendered with; pure.
+    """Return what packer/image.pkr.hcl.j2 is rendered with.
 
     Args:
         scripts: The steps to run, the seal as the last.
@@ -154,8 +153,7 @@ def packer_values(
         "output_directory": str(folder / OUTPUT),
         "disk_name": OVERLAY,
         "accelerator": accelerator,
-        # Emulated processors beyond one only wait for each other.
-        "cpus": CPUS if accelerator == "kvm" else 1,
+        "cpus": machine_cpus(CPUS, accelerator),
         "memory_mib": MEMORY_MIB,
         "private_key": str(key.private),
         "ssh_timeout": SSH_TIMEOUT,
@@ -176,30 +174,6 @@ def packer_values(
             ports=ports,
         ),
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ports:
-    """Ports of QEMU on localhost: one leads to the guest's sshd, one to the VNC server that Packer insists on."""
-
-    ssh: int
-    vnc: int
-
-
-@contextlib.contextmanager
-def own_ports(store: Store) -> Iterator[Ports]:
-    """Give ports that no other bake with this cache has."""
-    # Other users have caches of their own: they begin elsewhere.
-    first = zlib.crc32(str(store.root).encode())
-    for slot in ((first + step) % PORT_SLOTS for step in range(PORT_SLOTS)):
-        lock = store.try_lock(f"ports-{slot}")
-        if lock:
-            with lock:
-                ports = Ports(ssh=SSH_PORTS_FROM + slot, vnc=VNC_PORTS_FROM + slot)
-                if not taken({"ssh": ports.ssh, "vnc": ports.vnc}):
-                    yield ports
-                    return
-    raise HostError(f"{PORT_SLOTS} bakes run already", hint="wait until some have ended")
 
 
 def frozen(folder: Path, script: str) -> Path:
@@ -337,7 +311,7 @@ def _keep(
     run(["qemu-img", "rebase", "-f", "qcow2", "-b", "", kept])
     for file in (base / "vmlinuz", base / "initrd.img", folder / PAYLOAD):
         place(file, keep / file.name)
-    command = ["qemu-system-x86_64", "-machine", "pc", "-accel", ACCELERATION[accelerator], "-m", str(MEMORY_MIB)]
+    command = ["qemu-system-x86_64", "-machine", "pc", "-accel", acceleration(accelerator), "-m", str(MEMORY_MIB)]
     command += ["-cpu", cpu_model(accelerator), "-nographic", "-no-reboot"]
     command += ["-kernel", "vmlinuz", "-initrd", "initrd.img"]
     command += ["-append", " ".join([*KERNEL_ARGUMENTS, "systemd.debug_shell=ttyS0"])]

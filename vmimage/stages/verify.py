@@ -7,7 +7,6 @@ from outside for what must not be there (`test_hygiene.py`).
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import threading
@@ -18,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vmimage.accelerator import Accelerator, machine_cpus
 from vmimage.checks import DISK_TESTS, Check, dealt_tests, run_tests
 from vmimage.console import Step
 from vmimage.disk import RawDisk, content_digest
 from vmimage.errors import HostError, VerifyError, VmimageError
 from vmimage.files import place, sha256_file
 from vmimage.formats.opened import Opened, open_disk
-from vmimage.host import Accelerator
 from vmimage.kept import ENTER, keep_disk, write_enter
 from vmimage.machine import Hardware, make_overlay, qemu_command, start, write_seed
 from vmimage.matrix import Boot
@@ -217,12 +216,6 @@ def opened_disk(file: File, work: Path) -> Opened:
         raise VerifyError(f"{file.path.name} is refused: {error}", hint="download or build it again") from error
 
 
-def machine_cpus(wanted: int, accelerator: Accelerator) -> int:
-    """Return how many processors a machine gets: emulated ones beyond the host's own only wait for each other."""
-    share = max(1, (os.cpu_count() or 1) // AT_ONCE)
-    return wanted if accelerator == "kvm" else min(wanted, share)
-
-
 def _check_disks(subject: Subject, disks: Mapping[FormatName, Opened], work: Path, step: Step) -> Check:
     """Run the tests that look at the disk from outside on the first file, and compare the others' disks with it."""
     check = Check(name="disk")
@@ -266,7 +259,7 @@ def _check_machine(
         profile=boot.profile,
         firmware=boot.firmware,
         accelerator=accelerator,
-        cpus=machine_cpus(subject.cpus, accelerator),
+        cpus=machine_cpus(subject.cpus, accelerator, machines=AT_ONCE),
         memory=size_bytes(subject.memory) >> 20,
         forwards={22: 0},
         throwaway=True,
