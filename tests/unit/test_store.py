@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.tools import step_into
+from vmimage import PROJECT
 from vmimage.errors import BuildError, HostError
 from vmimage.files import disk_use, sha256_file
+from vmimage.run import Confine, run
 from vmimage.store import Result, Store, stage_key
 
 QUIET = step_into([])
@@ -193,6 +195,44 @@ def test_disk_that_becomes_full_is_told_and_leaves_nothing(store: Store) -> None
         store.get_or_make("stage", {}, fill, QUIET)
     assert not store.find("stage", {})
     assert not list((store.root / "work").iterdir())
+
+
+ON_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+
+from tests.tools import step_into
+from vmimage import PROJECT
+from vmimage.errors import HostError
+from vmimage.run import run
+from vmimage.store import Store
+
+root = Path(sys.argv[1])
+run(["mount", "-t", "tmpfs", "-o", "size=272m", "none", root])
+store = Store(root)
+
+
+def make(work, size):
+    (work / "half").write_text("x")
+    run(["qemu-img", "create", "-f", "raw", "-o", "preallocation=full", work / "disk.raw", size])
+    return {}
+
+
+for size in ("300M", "1M"):
+    try:
+        store.get_or_make("stage", {}, lambda work: make(work, size), step_into([]))
+    except HostError as error:
+        print(error.message)
+    print(size, "made" if store.find("stage", {}) else "not made", *(root / "work").iterdir())
+"""
+
+
+def test_file_system_that_becomes_full_under_a_tool_of_a_stage(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
+    said = run(argv, confine=Confine.FAKE_ROOT, cwd=PROJECT).output.splitlines()
+    assert said[0] == f"the disk with {tmp_path} is full; nothing half-made was kept"
+    assert "No space left on device" in "".join(said[1:-2])
+    assert said[-2:] == ["300M not made", "1M made"]
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
