@@ -50,6 +50,15 @@ chroot "$root" systemctl --quiet disable grub-common.service
 rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 
 if [ "$INITRD_DRIVERS" ]; then
+    # initramfs-tools passes over a driver that is not there.
+    kernel=$(ls "$root/lib/modules") unknown=
+    for driver in $INITRD_DRIVERS; do
+        chroot "$root" modinfo -k "$kernel" "$driver" > /dev/null 2>&1 || unknown="$unknown $driver"
+    done
+    if [ "$unknown" ]; then
+        echo "images.yaml: initrd names what kernel $kernel has not, or what is excluded:$unknown" >&2
+        exit 1
+    fi
     echo MODULES=list > "$root/etc/initramfs-tools/conf.d/50-vmimage"
     # A hook, for those in /etc/initramfs-tools/modules are loaded on every machine, which takes longer than all of Debian's.
     hook=$root/etc/initramfs-tools/hooks/50-vmimage

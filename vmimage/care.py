@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmimage.console import human_bytes
 from vmimage.errors import InputError
-from vmimage.files import freed_by_removal, remove_tree
-from vmimage.stages.release import Release, releases
-from vmimage.store import AFTER, LAYER, META, NO_STAGES, Store
+from vmimage.files import freed_by_removal
+from vmimage.stages.release import latest_releases
+from vmimage.store import AFTER, LAYER, META, Store
 
 # In the order in which a build makes them; whatever else there is comes behind.
 ORDER = ("files", "partial", "base", "layer", "bake", "export", "verify", "kept", "logs")
@@ -86,9 +86,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def needed_by_releases(store: Store, dist: Path) -> set[str]:
     """Return the names of what the latest release of each image was made from, layers and pinned files among them."""
-    latest: dict[str, Release] = {release.image: release for release in releases(dist)}
     needed = set[str]()
-    for release in latest.values():
+    for release in latest_releases(dist):
         needed |= {f"files/{pin['sha256']}" for pin in release.manifest["pins"].values()}
         for stage, facts in release.manifest["stages"].items():
             key = facts.get("key")
@@ -129,18 +128,11 @@ def clean(store: Store, keep: int, needed: Collection[str]) -> list[Entry]:
         if entry.name in needed or not (store.root / entry.stage / entry.key).exists():
             continue
         above = [f"{LAYER}/{key}" for key in store.layers_on(entry.stage, entry.key)]
-        if _remove(store, entry):
+        if store.remove(entry.stage, entry.key):
             gone = [other for other in found if other.name in (entry.name, *above) and other not in removed]
             size -= sum(other.size for other in gone)
             removed += gone
     return removed
-
-
-def _remove(store: Store, entry: Entry) -> bool:
-    if entry.stage in NO_STAGES and entry.stage != "files":
-        remove_tree(store.root / entry.stage / entry.key)
-        return True
-    return store.remove(entry.stage, entry.key, wait=False)
 
 
 def remove_rest(store: Store) -> None:
@@ -148,5 +140,7 @@ def remove_rest(store: Store) -> None:
     for path in sorted(store.root.iterdir()):
         if path.is_file():
             path.unlink()
-        elif path.name not in NO_ENTRIES and not any(path.iterdir()):
-            shutil.rmtree(path)
+        elif path.name not in NO_ENTRIES:
+            # A running build may put something there at any time; it makes the folder where it is missing.
+            with contextlib.suppress(OSError):
+                path.rmdir()

@@ -58,6 +58,13 @@ class Step:
         return update
 
 
+class _RunLog(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Leave it to what is logged to fail on a disk that is full, and to say so."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 class Console:
     """What one run prints, and its log file."""
 
@@ -68,7 +75,7 @@ class Console:
         self._rich = RichConsole(file=sys.stderr, highlight=False)
         if log_dir:
             log_dir.mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(log_dir / "run.log", encoding="utf-8")
+            handler = _RunLog(log_dir / "run.log", encoding="utf-8")
             handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
             log.addHandler(handler)
             log.setLevel(logging.DEBUG)

@@ -27,10 +27,10 @@ def stamp(path: Path) -> tuple[int, int]:
 
 def remove_tree(path: Path) -> None:
     """Remove a file or a folder, also when files in it belong to subordinate users (base stage)."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     try:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     except PermissionError:
         run(["rm", "-rf", "--one-file-system", path], confine=Confine.FAKE_ROOT)
 

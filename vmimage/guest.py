@@ -10,6 +10,7 @@ from pathlib import Path
 import paramiko
 
 from vmimage.errors import HostError, InputError
+from vmimage.host import require_port
 
 USER = "dev"
 SECONDS = 20.0
@@ -27,6 +28,9 @@ class Address:
     port: int = 2222
     user: str = USER
     key: Path | None = None
+
+    def __post_init__(self) -> None:
+        require_port(self.port, "--ssh-port")
 
     def __str__(self) -> str:
         return f"{self.user}@{self.host}:{self.port}"

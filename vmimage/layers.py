@@ -17,6 +17,7 @@ from vmimage.console import Step
 from vmimage.files import disk_use
 from vmimage.plan import Plan, StepPlan
 from vmimage.run import run
+from vmimage.stages.base import DISK as BASE_DISK
 from vmimage.store import LAYER, Result, Store, making
 
 DISK = "disk.qcow2"
@@ -25,10 +26,10 @@ DISK = "disk.qcow2"
 class Layers:
     """The layers of one bake: those that are there, and those that it adds."""
 
-    def __init__(self, plan: Plan, base: Path, store: Store, step: Step, *, start: int | None = None) -> None:
+    def __init__(self, plan: Plan, base: Result, store: Store, step: Step, *, start: int | None = None) -> None:
         """
         Args:
-            base: The base disk.
+            base: The base.
             start: The first step to run even if its layer is there; the first without a layer when not given.
         """
         self._steps = plan.steps
@@ -39,7 +40,7 @@ class Layers:
         # Set when another process made a layer that we were about to add: what we have stands on other bytes.
         self._apart = False
         if start is not None and start < len(self._steps):
-            store.remove(LAYER, self._steps[start].layer.key)
+            store.remove(LAYER, self._steps[start].layer.key, step=step)
         self._found = self._find()
         self.done = len(self._found)
         self._since = time.monotonic()
@@ -49,7 +50,7 @@ class Layers:
         while True:
             found = list[Result]()
             for step in self._steps:
-                layer = self.store.use(LAYER, step.layer.key, check=True)
+                layer = self.store.use(LAYER, step.layer.key, below=[self._base, *found][-1], check=True)
                 if not layer:
                     break
                 found.append(layer)
@@ -61,16 +62,16 @@ class Layers:
                 self._step.wait()
                 with self.store.lock(making(LAYER, missing.key)):
                     continue
-            if not self.store.result(LAYER, missing.key):
-                # What lies there is damaged, and what stands on it is worth nothing.
-                self.store.remove(LAYER, missing.key)
+            if not self.store.use(LAYER, missing.key, below=[self._base, *found][-1], check=True):
+                # What lies there is damaged or stands on other bytes, and what stands on it is worth nothing.
+                self.store.remove(LAYER, missing.key, step=self._step)
                 return found
             self._lock.close()
 
     @property
     def top(self) -> tuple[Path, str]:
         """The disk to begin from, and its format."""
-        return (self._found[-1].path / DISK, "qcow2") if self._found else (self._base, "raw")
+        return (self._found[-1].path / DISK, "qcow2") if self._found else (self._base.path / BASE_DISK, "raw")
 
     def add(self, step: StepPlan, file: Path) -> None:
         """Keep a copy of a frozen file as the layer of a step."""
@@ -95,10 +96,8 @@ class Layers:
             below = os.path.relpath(beneath, self.store.root / LAYER / step.layer.key)
             run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", disk_format, "-b", below, copy])
             seconds = round(time.monotonic() - self._since, 1)
-            self.store.add(LAYER, step.layer.inputs, work, {"seconds": seconds, "peak_bytes": disk_use(work)})
-        found = self.store.use(LAYER, step.layer.key)
-        assert found  # noqa: S101 - added just now
-        return found
+            meta = {"seconds": seconds, "peak_bytes": disk_use(work)}
+            return self.store.add(LAYER, step.layer.inputs, work, meta, below=[self._base, *self._found][-1])
 
     @property
     def kept_all(self) -> bool:

@@ -48,6 +48,7 @@ def write_payload(plan: Plan, scripts: Sequence[str], files: Mapping[str, Path],
             caches = shutil.ignore_patterns("__pycache__")
             shutil.copytree(overlay, folder / "files" / name, symlinks=True, ignore=caches)
             render_templates(folder / "files" / name, guest_values(plan.name))
+            normal_modes(folder / "files" / name)
     (folder / "release.json").write_text(json.dumps(release_facts(plan), indent=2) + "\n")
     size = disk_use(folder) * 11 // 10 + SLACK
     ext4 = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", LABEL]
@@ -62,6 +63,13 @@ def render_templates(folder: Path, values: Mapping[str, object]) -> None:
         to.write_text(render(template, values))
         shutil.copymode(template, to)
         template.unlink()
+
+
+def normal_modes(folder: Path) -> None:
+    """Give a folder and all in it the modes that git knows: the umask of who cloned the project is not to be seen."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
 
 def _add_pin(pin: PinnedFile, file: Path, to: Path) -> None:

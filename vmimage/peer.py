@@ -43,7 +43,7 @@ CPUS = 2
 # Packages that images may ask for and Debian's `generic` cloud image has: the peer gets them without paying.
 # Source: package_config/ of https://salsa.debian.org/cloud-team/debian-cloud-images
 CLOUD_IMAGE = frozenset("""
-bash-completion ca-certificates cloud-init curl dbus dosfstools grub-efi-amd64-bin grub-pc-bin grub2-common
+bash-completion ca-certificates cloud-init curl dbus dosfstools e2fsprogs grub-efi-amd64-bin grub-pc-bin grub2-common
 initramfs-tools iproute2 iputils-ping kmod less libpam-systemd linux-image-amd64 nano openssh-server procps sudo
 systemd-resolved systemd-sysv systemd-timesyncd udev vim-tiny zstd
 """.split())  # fmt: skip  # noqa: SIM905 - to be read as a list

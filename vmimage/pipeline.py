@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -28,7 +27,7 @@ from vmimage.stages import release as releasing
 from vmimage.stages.bake import DISK, make_bake
 from vmimage.stages.base import make_base
 from vmimage.stages.export import make_export
-from vmimage.stages.fetch import fetch, forget, stored
+from vmimage.stages.fetch import fetch, stored
 from vmimage.stages.release import Release, find_release, make_release
 from vmimage.stages.verify import VERDICT, File, Subject, verify
 from vmimage.store import Result, Store
@@ -107,15 +106,16 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
     if removed:
         console.say(f"removed what a killed run left: {', '.join(removed)}")
     keep = store.root / "kept" / console.log_dir.name if options.keep_failed and console.log_dir else None
+    if keep:
+        store.hold("kept", keep.name)
 
     with console.stage("fetch", f"{len(plan.files)} pinned files") as fetching:
-        if start.at("fetch"):
-            forget(plan.files, store)
-        files = fetch(plan.files, store, fetching)
+        files = fetch(plan.files, store, fetching, fresh=start.at("fetch"))
 
     # What a stage makes something new from is compared byte by byte before; else size and time of change suffice.
-    check_base = options.recheck or not store.find("bake", plan.bake_stage.inputs)
-    check_bake = options.recheck or not store.find("export", plan.export_stage.inputs)
+    there = _there(plan, store)
+    check_base = options.recheck or start.at("bake") or not there["bake"]
+    check_bake = options.recheck or start.at("export") or not there["export"]
 
     with console.stage("base", plan.base_stage.why) as step:
 
@@ -131,10 +131,12 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
 
         def baked(work: Path) -> Mapping[str, object]:
             accelerator = find_accelerator(store.root / "accelerator.json", options.accelerator)
-            with contextlib.closing(Layers(plan, base.path / DISK, store, step, start=start.step)) as layers:
+            with contextlib.closing(Layers(plan, base, store, step, start=start.step)) as layers:
                 return make_bake(plan, base.path, files, layers, work, accelerator, step, keep=keep)
 
-        bake = store.get_or_make("bake", plan.bake_stage.inputs, baked, step, fresh=start.at("bake"), check=check_bake)
+        bake = store.get_or_make(
+            "bake", plan.bake_stage.inputs, baked, step, below=base, fresh=start.at("bake"), check=check_bake
+        )
 
     with console.stage("export", plan.export_stage.why) as step:
         export = store.get_or_make(
@@ -142,6 +144,7 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
             plan.export_stage.inputs,
             lambda work: make_export(plan, bake.path / DISK, work, step),
             step,
+            below=bake,
             fresh=start.at("export"),
             check=options.recheck,
         )
@@ -165,7 +168,7 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
 
         verified = store.get_or_make(
             "verify",
-            verify_inputs(plan, files_made, machines, tools, str(firmware.code)),
+            verify_inputs(plan, files_made, machines, tools, firmware),
             verdict_made,
             step,
             fresh=start.at("verify"),
@@ -173,10 +176,16 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
         )
 
     # One at a time: another build of the same image may release the same version.
-    with console.stage("release", str(options.dist)) as step, store.lock(f"release-{plan.name}", on_wait=step.wait):
+    with (
+        console.stage("release", str(options.dist)) as step,
+        store.fullness_told(options.dist),
+        releasing.publishing(options.dist / plan.name, on_wait=step.wait),
+    ):
         verdict = json.loads((verified.path / VERDICT).read_text())
         done = find_release(options.dist, plan.name, plan.export_stage.key)
         if done and releasing.is_of(done, verdict, check=options.recheck) and not start.at("release"):
+            # A build that was killed, or one of other inputs, may have left it elsewhere.
+            releasing.point_latest(done.path.parent, done.version)
             step.outcome = f"{done.version} is released already"
         else:
             stages = {"base": base, "bake": bake, "export": export, "verify": verified}
@@ -191,6 +200,14 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
             )
             step.outcome = str(done.path)
     return done
+
+
+def _there(plan: Plan, store: Store) -> dict[str, Result | None]:
+    """Return the results of base, bake and export that a build would use; each is made from the one before."""
+    base = store.find("base", plan.base_stage.inputs)
+    bake = store.find("bake", plan.bake_stage.inputs, below=base) if base else None
+    export = store.find("export", plan.export_stage.inputs, below=bake) if bake else None
+    return {"base": base, "bake": bake, "export": export}
 
 
 def exported(export: Result) -> dict[FormatName, Mapping[str, object]]:
@@ -208,21 +225,24 @@ def planned(plan: Plan, options: Options, store: Store) -> list[tuple[str, str, 
         cached = stored(file, store)
         where = "in the cache" if cached else f"from the first that serves it: {', '.join(map(str, file.sources))}"
         rows.append(("fetch", "cached" if cached else "fetch", f"{file.name} {file.version} {where}"))
-    baked = store.find("bake", plan.bake_stage.inputs)
-    rows.append(_planned(plan.base_stage, plan.base_stage.why, store))
+    there = _there(plan, store)
+    rows.append(_planned(plan.base_stage, plan.base_stage.why, there["base"], store))
+    below = there["base"]
     for step in plan.steps:
-        stage, state, why = _planned(step.layer, step.name, store)
+        below = store.find(step.layer.stage, step.layer.inputs, below=below) if below else None
+        stage, state, why = _planned(step.layer, step.name, below, store)
         # A layer that is not there is only made for a bake that is not there.
-        rows.append((stage, "unused" if baked and state == "make" else state, why))
-    rows.append(_planned(plan.bake_stage, "seal", store))
-    rows.append(_planned(plan.export_stage, plan.export_stage.why, store))
+        rows.append((stage, "unused" if there["bake"] and state == "make" else state, why))
+    rows.append(_planned(plan.bake_stage, "seal", there["bake"], store))
+    rows.append(_planned(plan.export_stage, plan.export_stage.why, there["export"], store))
     machines = boots(plan.image.formats.names, full=False)
     names = ", ".join(boot.name for boot in machines)
-    export = store.find("export", plan.export_stage.inputs)
+    export = there["export"]
     if export:
         tools = host.require(("qemu-system-x86_64",))
-        inputs = verify_inputs(plan, exported(export), machines, tools, str(host.find_uefi().code))
-        rows.append(_planned(StagePlan(stage="verify", inputs=inputs, why=""), f"boots {names}", store))
+        inputs = verify_inputs(plan, exported(export), machines, tools, host.find_uefi())
+        verdict = store.find("verify", inputs)
+        rows.append(_planned(StagePlan(stage="verify", inputs=inputs, why=""), f"boots {names}", verdict, store))
     else:
         rows.append(("verify", "make", f"boots {names}; unless the same bytes passed before"))
     done = find_release(options.dist, plan.name, plan.export_stage.key)
@@ -230,8 +250,8 @@ def planned(plan: Plan, options: Options, store: Store) -> list[tuple[str, str, 
     return rows
 
 
-def _planned(stage: StagePlan, what: str, store: Store) -> tuple[str, str, str]:
-    if store.find(stage.stage, stage.inputs):
+def _planned(stage: StagePlan, what: str, found: Result | None, store: Store) -> tuple[str, str, str]:
+    if found:
         return stage.stage, "cached", f"{what} [{stage.key}]"
     return stage.stage, "make", f"{what} [{stage.key}]: {why_new(stage.inputs, store.earlier(stage.stage))}"
 
@@ -240,5 +260,5 @@ def open_store(options: Options) -> Store:
     """Open the cache, and forget the oldest logs."""
     store = Store(options.cache)
     for old in sorted((store.root / "logs").iterdir())[: -KEPT_LOGS or None]:
-        shutil.rmtree(old, ignore_errors=True)
+        store.remove("logs", old.name)
     return store

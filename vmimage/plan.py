@@ -284,7 +284,7 @@ def laid_files(project: Path, script: str) -> list[str]:
 
 
 def digests(project: Path, paths: Sequence[Path], values: Mapping[str, object] | None = None) -> dict[str, str]:
-    """Return path -> mode and SHA-256 of each file, or the target of a symbolic link.
+    """Return path -> whether it is executable and SHA-256 of each file, or the target of a symbolic link.
 
     Args:
         values: What templates (`*.j2`) of provision/ are rendered with: what comes out counts.

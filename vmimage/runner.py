@@ -11,7 +11,7 @@ from vmimage.accelerator import find_accelerator, machine_cpus
 from vmimage.console import Console
 from vmimage.errors import BuildError, HostError, InputError
 from vmimage.formats.opened import open_disk
-from vmimage.host import taken
+from vmimage.host import require_port, taken
 from vmimage.machine import FORWARDS, Hardware, make_overlay, start, write_seed
 from vmimage.profiles import HYPERVISORS, PROFILES, FirmwareName
 from vmimage.settings import Options
@@ -64,8 +64,11 @@ def require_free(ports: Mapping[str, int]) -> None:
     """Check that nothing listens on the ports.
 
     Raises:
+        InputError: There is no such port.
         HostError: Something does; all of them are named.
     """
+    for name, port in ports.items():
+        require_port(port, f"--{name}-port")
     found = taken(ports)
     if found:
         raise HostError(

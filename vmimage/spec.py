@@ -13,9 +13,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from vmimage.errors import InputError
+from vmimage.host import MAX_PORT
 from vmimage.yaml_lines import Document, Problem, YamlPath, parse
 
 Arch = Literal["amd64", "arm64"]
@@ -29,7 +30,16 @@ Unpacked = Annotated[str, StringConstraints(pattern=r"^(/[^/\s,]+){2,}$")]
 KernelModule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* (MiB|GiB)$")]
 Step = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$")]
-Ports = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{3,4}-[1-9][0-9]{3,4}$")]
+
+
+def _known_ports(text: str) -> str:
+    first, last = map(int, text.split("-"))
+    if not first <= last <= MAX_PORT:
+        raise ValueError(f"FIRST-LAST, none above {MAX_PORT}")
+    return text
+
+
+Ports = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{3,4}-[1-9][0-9]{3,4}$"), AfterValidator(_known_ports)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 SEAL_STEP = "99-seal.sh"
@@ -77,7 +87,8 @@ class Location(Model):
     def _one_kind(self) -> Self:
         if sum(kind is not None for kind in (self.url, self.path, self.pypi)) != 1:
             raise ValueError("give exactly one of url, path and pypi")
-        fields = {name for _, name, *_ in string.Formatter().parse(self.url or self.path or "") if name is not None}
+        texts = [self.url or self.path or "", *self.member]
+        fields = {name for text in texts for _, name, *_ in string.Formatter().parse(text) if name is not None}
         if fields - {"version", "arch"}:
             raise ValueError("only {version} and {arch} are filled in")
         if self.pypi and not self.member:

@@ -12,7 +12,8 @@ have another size or time than when it was made is damaged, and is made again; b
 before anything new is made from them.
 
 Inputs may name the result that they build on, as `after: STAGE/KEY`. A result of the stage `layer` is worth nothing
-without the one beneath it, so both go together.
+without the one beneath it, so both go together. Others outlive it; but if it is made again, with other bytes under the
+same key, what was made from the bytes before is made again as well (`below` in meta.json).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from vmimage.console import Step, human_bytes
 from vmimage.disk import content_digest
 from vmimage.errors import HostError, VmimageError
 from vmimage.files import peak_disk_use, remove_tree, stamp, sync, sync_tree
+from vmimage.locks import lock_file
 
 INPUTS = "inputs.json"
 META = "meta.json"
@@ -49,6 +51,8 @@ FIRST_ESTIMATE = {"base": 3 << 30, "bake": 3 << 30, "export": 3 << 30, "verify":
 SPARE_BYTES = 256 << 20
 FULL_BYTES = 8 << 20
 ROOM = "make room (`invoke cache`, `invoke clean --keep 10G`), or set VMIMAGE_CACHE to a folder on a larger disk"
+
+RELEASE_ROOM = "make room there, or set VMIMAGE_DIST to a folder on a larger disk"
 
 
 def making(stage: str, key: str) -> str:
@@ -68,7 +72,7 @@ class Result:
 
     Attributes:
         meta: What the stage noted: `seconds` it took, `peak_bytes` of disk it used, `content` of its files, and facts
-            of its own.
+            of its own; `id` is its own name, and `below` that of the result it was made from.
         cached: It was there already.
     """
 
@@ -121,33 +125,24 @@ class Store:
         return self._locked(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _locked(self, name: str, how: int) -> IO[str] | None:
-        """Open and lock a file; None when another has it and `how` says not to wait."""
-        path = self.root / "locks" / name
-        while True:
-            file = path.open("w")
-            try:
-                fcntl.flock(file, how)
-                # Another process may have removed it while we waited.
-                if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                    return file
-            except BlockingIOError:
-                file.close()
-                return None
-            except FileNotFoundError:
-                pass
-            file.close()
+        return lock_file(self.root / "locks" / name, how)
 
-    def find(self, stage: str, inputs: Mapping[str, object]) -> Result | None:
-        """Return the complete result for these inputs, if there is one whose files are as they were made."""
-        return self.result(stage, stage_key(inputs))
+    def find(self, stage: str, inputs: Mapping[str, object], *, below: Result | None = None) -> Result | None:
+        """Return the complete result for these inputs, if there is one whose files are as they were made.
 
-    def result(self, stage: str, key: str) -> Result | None:
+        Args:
+            below: What it is to be made from.
+        """
+        return self.result(stage, stage_key(inputs), below=below)
+
+    def result(self, stage: str, key: str, *, below: Result | None = None) -> Result | None:
         """Return a complete result by its key."""
         path = self.root / stage / key
         try:
             meta = json.loads((path / META).read_text())
             content = meta["content"].items()
-            same = all(stamp(path / name) == (facts["bytes"], facts["mtime_ns"]) for name, facts in content)
+            same = not below or meta.get("below") == below.meta.get("id")
+            same = same and all(stamp(path / name) == (facts["bytes"], facts["mtime_ns"]) for name, facts in content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return Result(stage=stage, path=path, key=key, meta=meta, cached=True) if same else None
@@ -177,14 +172,15 @@ class Store:
             with file:
                 self._used[name] = os.dup(file.fileno())
 
-    def use(self, stage: str, key: str, *, check: bool = False) -> Result | None:
+    def use(self, stage: str, key: str, *, below: Result | None = None, check: bool = False) -> Result | None:
         """Return a result, and hold it.
 
         Args:
+            below: What it is to be made from.
             check: Compare its bytes; one that is not what was made is as good as none.
         """
         self.hold(stage, key)
-        found = self.result(stage, key)
+        found = self.result(stage, key, below=below)
         if not found or (check and not self.intact(found)):
             self.let_go(stage, key)
             return None
@@ -203,11 +199,21 @@ class Store:
         for name in list(self._used):
             os.close(self._used.pop(name))
 
-    def remove(self, stage: str, key: str, *, wait: bool = True) -> bool:
-        """Remove a result, and the layers on it; returns False when another process uses it and `wait` is not set."""
+    def remove(self, stage: str, key: str, *, step: Step | None = None) -> bool:
+        """Remove a result, and the layers on it.
+
+        Args:
+            step: Is told if another process uses it, which is waited for; without one nothing is removed then.
+
+        Returns:
+            Whether it was removed.
+        """
         self.let_go(stage, key)
         name = f"use-{stage}-{key}"
-        file = self._locked(name, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        file = self.try_lock(name)
+        if not file and step:
+            step.now(f"another process uses {stage}/{key}; waiting for its end")
+            file = self._locked(name, fcntl.LOCK_EX)
         if not file:
             return False
         with file:
@@ -240,6 +246,7 @@ class Store:
         make: Callable[[Path], Mapping[str, object]],
         step: Step,
         *,
+        below: Result | None = None,
         fresh: bool = False,
         check: bool = False,
     ) -> Result:
@@ -248,6 +255,7 @@ class Store:
         Args:
             make: Fills the folder it is given and returns facts to note in `meta`.
             step: Is told what goes on.
+            below: What it is made from; a result that was made from another is as good as none.
             fresh: Make it again even if it is there.
             check: Compare the bytes of a result that is there; if they changed, make it again.
 
@@ -256,26 +264,37 @@ class Store:
         """
         key = stage_key(inputs)
         with self.lock(making(stage, key), on_wait=step.wait):
-            found = None if fresh else self.use(stage, key, check=check)
+            found = None if fresh else self.use(stage, key, below=below, check=check)
             if found:
                 step.outcome = "unchanged, from the cache"
                 return found
             if (self.root / stage / key).exists():
                 if not fresh:
-                    step.now(f"{stage}/{key} in the cache is damaged: it is made again")
-                self.remove(stage, key)
+                    why = "was made from another result" if self.result(stage, key) else "in the cache is damaged"
+                    step.now(f"{stage}/{key} {why}: it is made again")
+                self.remove(stage, key, step=step)
             self.require_space(stage, step)
             with self.workspace(stage) as work, peak_disk_use(work) as peak, self.fullness_told():
                 started = time.monotonic()
                 meta = dict(make(work))
                 meta |= {"seconds": round(time.monotonic() - started, 1), "peak_bytes": peak()}
-                self.add(stage, inputs, work, meta)
-            found = self.use(stage, key)
-            assert found  # noqa: S101 - nobody else makes it while we hold its lock
+                found = self.add(stage, inputs, work, meta, below=below)
         return replace(found, cached=False)
 
-    def add(self, stage: str, inputs: Mapping[str, object], folder: Path, meta: Mapping[str, object]) -> None:
-        """Make a finished folder the result for these inputs."""
+    def add(
+        self,
+        stage: str,
+        inputs: Mapping[str, object],
+        folder: Path,
+        meta: Mapping[str, object],
+        *,
+        below: Result | None = None,
+    ) -> Result:
+        """Make a finished folder the result for these inputs, and hold it.
+
+        Args:
+            below: What it was made from.
+        """
         content = {}
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
             size, changed = stamp(path)
@@ -286,8 +305,13 @@ class Store:
             }
         (folder / INPUTS).write_text(json.dumps(inputs, indent=2, sort_keys=True) + "\n")
         # Last, since it marks the result as complete.
-        (folder / META).write_text(json.dumps({**meta, "content": content}, indent=2, sort_keys=True) + "\n")
-        self.publish(folder, self.root / stage / stage_key(inputs))
+        facts = {**meta, "content": content, "id": uuid.uuid4().hex, "below": below.meta.get("id") if below else None}
+        (folder / META).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+        key = stage_key(inputs)
+        # Before it is seen: from then on it could be removed.
+        self.hold(stage, key)
+        self.publish(folder, self.root / stage / key)
+        return Result(stage=stage, path=self.root / stage / key, key=key, meta=facts, cached=False)
 
     def estimate(self, stage: str) -> int:
         """Return the bytes of disk that a stage may need: what it needed before, or a first guess."""
@@ -309,17 +333,22 @@ class Store:
             )
 
     @contextlib.contextmanager
-    def fullness_told(self) -> Iterator[None]:
-        """Turn whatever a full disk led to into an error that says so."""
+    def fullness_told(self, folder: Path | None = None) -> Iterator[None]:
+        """Turn whatever a full disk led to into an error that says so.
+
+        Args:
+            folder: Where releases are written to; the cache when not given.
+        """
+        root, hint = (folder, RELEASE_ROOM) if folder else (self.root, ROOM)
         try:
             yield
         except (VmimageError, OSError) as error:
             text = str(error)
             full = "No space left on device" in text or getattr(error, "errno", 0) == errno.ENOSPC
-            if not full and shutil.disk_usage(self.root).free > FULL_BYTES:
+            if not full and not (root.exists() and shutil.disk_usage(root).free <= FULL_BYTES):
                 raise
-            message = f"the disk with {self.root} is full; nothing half-made was kept\n{text}"
-            raise HostError(message, hint=ROOM) from error
+            message = f"the disk with {root} is full; nothing half-made was kept\n{text}"
+            raise HostError(message, hint=hint) from error
 
     @contextlib.contextmanager
     def workspace(self, purpose: str) -> Iterator[Path]:
@@ -340,8 +369,9 @@ class Store:
 
         `work` may be the workspace itself; an incomplete older `final` is replaced.
         """
-        final.parent.mkdir(parents=True, exist_ok=True)
         sync_tree(work)
+        # Late: `invoke clean` removes folders that are empty.
+        final.parent.mkdir(parents=True, exist_ok=True)
         if final.is_dir() and work.is_dir():
             remove_tree(final)
         work.rename(final)

@@ -14,6 +14,7 @@ from vmimage.checks import DISK_TESTS, test_files
 from vmimage.console import Console
 from vmimage.disk import RawDisk
 from vmimage.errors import InputError, VerifyError
+from vmimage.files import sha256_file
 from vmimage.formats.opened import kind_of
 from vmimage.matrix import Boot, boots
 from vmimage.payload import release_facts
@@ -34,7 +35,7 @@ def verify_inputs(
     files: Mapping[FormatName, Mapping[str, object]],
     machines: Sequence[Boot],
     tools: Mapping[str, str],
-    firmware: str,
+    firmware: host.Firmware,
 ) -> dict[str, object]:
     """Return what a verdict depends on: the bytes, the checks, and the machines."""
     checks = ["conftest.py", *DISK_TESTS, *test_files(release_facts(plan))]
@@ -44,7 +45,7 @@ def verify_inputs(
         "facts": release_facts(plan),
         "machine": plan.image.machine.model_dump(),
         "machines": {boot.name: vars(PROFILES[boot.profile]) for boot in machines},
-        "firmware": firmware,
+        "firmware": {str(path): sha256_file(path) for path in (firmware.code, firmware.variables)},
         "files": digests(PROJECT, [Path("tests/image") / name for name in checks]),
         "tools": {"qemu-system-x86_64": tools["qemu-system-x86_64"]},
     }
@@ -85,7 +86,7 @@ def verify_file(path: Path, options: Options, store: Store, console: Console) ->
             build_key=known.get("build_key", ""),
         )
         log_dir = console.log_dir or work
-        verdict = verify(subject, work, accelerator, step, keep=log_dir / "verify")
+        verdict = verify(subject, work, accelerator, step, evidence=log_dir / "verify")
         shutil.copytree(work, log_dir / "verify", dirs_exist_ok=True)
     return verdict
 

@@ -87,6 +87,14 @@ def test_what_the_latest_releases_were_made_from_is_needed(store: Store, tmp_pat
     assert care.needed_by_releases(store, tmp_path / "dist") == {bake.name, layer.name, base.name, "files/ab"}
 
 
+@pytest.mark.parametrize("kind", ["logs", "kept", "partial"])
+def test_what_a_running_build_writes_stays(store: Store, kind: str) -> None:
+    for name in ("old", "running"):
+        (store.root / kind / name).mkdir(parents=True)
+    store.hold(kind, "running")
+    assert [entry.name for entry in care.clean(Store(store.root), 0, ())] == [f"{kind}/old"]
+
+
 def test_everything_goes_when_nothing_is_to_be_kept(store: Store) -> None:
     made(store, "base", "a")
     (store.root / "files" / "ab").write_text("x")

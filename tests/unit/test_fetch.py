@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from vmimage.console import Step
-from vmimage.errors import FetchError
+from vmimage.errors import FetchError, HostError
 from vmimage.plan import PinnedFile, Source
 from vmimage.stages import fetch as fetching
 from vmimage.stages.fetch import fetch, stored_path
@@ -112,6 +112,29 @@ def test_download(server: Server, store: Store) -> None:
     assert fetch_one(pinned(url(server)), store) == BODY
     assert fetch_one(pinned(url(server)), store) == BODY
     assert len(server.requests) == 1, "the second time it comes from the store"
+
+
+def test_file_that_is_had_stays_until_it_has_been_fetched_again(server: Server, store: Store) -> None:
+    server.files["/tool"] = BODY
+    file = pinned(url(server))
+    assert fetch_one(file, store) == BODY
+    del server.files["/tool"]
+    with pytest.raises(FetchError):
+        fetch([file], store, quiet(), fresh=True)
+    assert fetch_one(file, store) == BODY
+    server.files["/tool"] = BODY
+    before = len(server.requests)
+    assert fetch([file], store, quiet(), fresh=True)["tool"].read_bytes() == BODY
+    assert len(server.requests) == before + 1
+
+
+def test_full_disk_is_told_as_such(server: Server, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(url: str, to: Path, progress: object) -> None:
+        Path("/dev/full").write_bytes(BODY)
+
+    monkeypatch.setattr(fetching, "download", full)
+    with pytest.raises(HostError, match="is full; nothing half-made was kept"):
+        fetch_one(pinned(url(server)), store)
 
 
 def test_broken_connection_is_resumed(server: Server, store: Store) -> None:
@@ -266,6 +289,17 @@ def test_member_of_something_that_is_no_archive(server: Server, store: Store) ->
     server.files["/a.tgz"] = b"<html>not found</html>"
     with pytest.raises(FetchError, match="not a readable archive"):
         fetch_one(pinned(url(server, "/a.tgz", "tool")), store)
+
+
+def test_archive_with_damaged_data(server: Server, store: Store) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tool", BODY)
+    data = bytearray(buffer.getvalue())
+    data[40:60] = b"\xff" * 20
+    server.files["/a.zip"] = bytes(data)
+    with pytest.raises(FetchError, match="not a readable archive"):
+        fetch_one(pinned(url(server, "/a.zip", "tool")), store)
 
 
 def test_truncated_archive(server: Server, store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from datetime import date
 from pathlib import Path
@@ -14,7 +15,7 @@ from vmimage.layers import DISK, Layers
 from vmimage.plan import Plan, make_plan
 from vmimage.run import run
 from vmimage.spec import load_spec
-from vmimage.store import LAYER, Store
+from vmimage.store import LAYER, Result, Store
 
 SIZE = 1 << 20
 TOOLS = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
@@ -35,12 +36,16 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def base(store: Store, plan: Plan) -> Path:
+def base(store: Store, plan: Plan) -> Result:
+    return base_of(b"b", store, plan)
+
+
+def base_of(content: bytes, store: Store, plan: Plan) -> Result:
     def make(work: Path) -> dict[str, object]:
-        (work / "disk.raw").write_bytes(b"b" * SIZE)
+        (work / "disk.raw").write_bytes(content * SIZE)
         return {}
 
-    return store.get_or_make("base", plan.base_stage.inputs, make, step_into([])).path / "disk.raw"
+    return store.get_or_make("base", plan.base_stage.inputs, make, step_into([]))
 
 
 def bake(layers: Layers, plan: Plan, folder: Path, last: int) -> None:
@@ -64,10 +69,10 @@ def content(disk: Path, folder: Path) -> bytes:
 
 
 def test_a_later_bake_begins_behind_the_last_step_that_was_done(
-    plan: Plan, store: Store, base: Path, tmp_path: Path
+    plan: Plan, store: Store, base: Result, tmp_path: Path
 ) -> None:
     layers = Layers(plan, base, store, step_into([]))
-    assert (layers.done, layers.top) == (0, (base, "raw"))
+    assert (layers.done, layers.top) == (0, (base.path / "disk.raw", "raw"))
     bake(layers, plan, tmp_path / "first", last=2)
     again = Layers(plan, base, store, step_into([]))
     assert again.done == 2
@@ -78,7 +83,7 @@ def test_a_later_bake_begins_behind_the_last_step_that_was_done(
 
 
 def test_another_image_shares_the_layers_of_the_steps_that_both_begin_with(
-    plan: Plan, store: Store, base: Path, tmp_path: Path
+    plan: Plan, store: Store, base: Result, tmp_path: Path
 ) -> None:
     other = plan_of("dev-env")
     assert [step.name for step in other.steps[:4]] == [step.name for step in plan.steps[:4]]
@@ -88,14 +93,14 @@ def test_another_image_shares_the_layers_of_the_steps_that_both_begin_with(
     assert layers.done == 4
 
 
-def test_cache_may_be_moved(plan: Plan, store: Store, base: Path, tmp_path: Path) -> None:
+def test_cache_may_be_moved(plan: Plan, store: Store, base: Result, tmp_path: Path) -> None:
     bake(Layers(plan, base, store, step_into([])), plan, tmp_path / "first", last=2)
     key = plan.steps[1].layer.key
     shutil.move(store.root, tmp_path / "elsewhere")
     assert content(tmp_path / "elsewhere" / LAYER / key / DISK, tmp_path)[:8192] == b"\1" * 4096 + b"\2" * 4096
 
 
-def test_damaged_layer_and_those_on_it_are_made_again(plan: Plan, store: Store, base: Path, tmp_path: Path) -> None:
+def test_damaged_layer_and_those_on_it_are_made_again(plan: Plan, store: Store, base: Result, tmp_path: Path) -> None:
     bake(Layers(plan, base, store, step_into([])), plan, tmp_path / "first", last=3)
     store.close()
     damaged = store.root / LAYER / plan.steps[1].layer.key / DISK
@@ -106,7 +111,34 @@ def test_damaged_layer_and_those_on_it_are_made_again(plan: Plan, store: Store, 
     assert not (store.root / LAYER / plan.steps[2].layer.key).exists()
 
 
-def test_steps_are_done_again_when_asked(plan: Plan, store: Store, base: Path, tmp_path: Path) -> None:
+def test_layer_of_which_only_the_bytes_changed_is_made_again(
+    plan: Plan, store: Store, base: Result, tmp_path: Path
+) -> None:
+    bake(Layers(plan, base, store, step_into([])), plan, tmp_path / "first", last=2)
+    store.close()
+    damaged = store.root / LAYER / plan.steps[1].layer.key / DISK
+    before = damaged.stat()
+    run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 4096 4096", damaged])
+    os.utime(damaged, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert damaged.stat().st_size == before.st_size
+    again = Layers(plan, base, store, step_into([]))
+    again.close()
+    assert again.done == 1
+
+
+def test_layers_on_another_base_of_the_same_key_are_not_used(
+    plan: Plan, store: Store, base: Result, tmp_path: Path
+) -> None:
+    bake(Layers(plan, base, store, step_into([])), plan, tmp_path / "first", last=2)
+    store.close()
+    # By hand: the store itself would remove the layers, too.
+    shutil.rmtree(base.path)
+    layers = Layers(plan, base_of(b"c", store, plan), store, step_into([]))
+    layers.close()
+    assert layers.done == 0
+
+
+def test_steps_are_done_again_when_asked(plan: Plan, store: Store, base: Result, tmp_path: Path) -> None:
     first = Layers(plan, base, store, step_into([]))
     bake(first, plan, tmp_path / "first", last=3)
     again = Layers(plan, base, store, step_into([]), start=1)
@@ -115,7 +147,7 @@ def test_steps_are_done_again_when_asked(plan: Plan, store: Store, base: Path, t
 
 
 def test_who_comes_second_waits_for_the_layer_and_begins_behind_it(
-    plan: Plan, store: Store, base: Path, tmp_path: Path
+    plan: Plan, store: Store, base: Result, tmp_path: Path
 ) -> None:
     first = Layers(plan, base, store, step_into([]))
     assert store.try_lock(f"{LAYER}-{plan.steps[0].layer.key}") is None, "others wait for it"
@@ -129,7 +161,7 @@ def test_who_comes_second_waits_for_the_layer_and_begins_behind_it(
 
 
 def test_layers_on_bytes_that_are_not_in_the_cache_are_not_kept(
-    plan: Plan, store: Store, base: Path, tmp_path: Path
+    plan: Plan, store: Store, base: Result, tmp_path: Path
 ) -> None:
     ours = Layers(plan, base, store, step_into([]))
     ours.close()

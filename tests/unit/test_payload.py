@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from vmimage import PROJECT
-from vmimage.payload import MOUNT, render_templates, write_payload
+from vmimage.payload import MOUNT, normal_modes, render_templates, write_payload
 from vmimage.plan import make_plan
 from vmimage.run import run
 from vmimage.spec import load_spec
@@ -22,6 +22,18 @@ def test_templates_are_rendered_into_their_places(tmp_path: Path) -> None:
     render_templates(tmp_path, {"image": "x"})
     (made,) = template.parent.iterdir()
     assert (made.name, made.read_text(), made.stat().st_mode & 0o777) == ("a.yaml", "name: x\n", 0o600)
+
+
+def test_umask_of_the_builder_is_not_in_the_image(tmp_path: Path) -> None:
+    for name, mode in (("etc", 0o700), ("etc/tool.conf", 0o600), ("etc/tool", 0o700)):
+        path = tmp_path / name
+        path.touch() if path.parent != tmp_path else path.mkdir()
+        path.chmod(mode)
+    (tmp_path / "link").symlink_to("nowhere")
+    tmp_path.chmod(0o700)
+    normal_modes(tmp_path)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path, *tmp_path.rglob("*")) if path.exists()}
+    assert modes == {tmp_path.name: 0o755, "etc": 0o755, "tool.conf": 0o644, "tool": 0o755}
 
 
 def test_payload_holds_what_the_steps_that_will_run_read_and_nothing_else(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from vmimage.pipeline import Start, find_start, planned
 from vmimage.plan import Plan, make_plan
 from vmimage.settings import options
 from vmimage.spec import load_spec
-from vmimage.store import Store
+from vmimage.store import Result, Store
 
 TOOLS = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
 
@@ -48,8 +48,9 @@ def test_start_that_there_is_not() -> None:
 def test_plan_says_what_changed(project: Path, tmp_path: Path) -> None:
     store, chosen = Store(tmp_path / "cache"), options({"VMIMAGE_DIST": str(tmp_path / "dist")})
     before = plan_of(project, None)
-    for stage in (before.base_stage, before.steps[0].layer, before.bake_stage):
-        store.get_or_make(stage.stage, stage.inputs, lambda work: {}, step_into([]))
+    base = store.get_or_make("base", before.base_stage.inputs, lambda work: {}, step_into([]))
+    for stage in (before.steps[0].layer, before.bake_stage):
+        store.get_or_make(stage.stage, stage.inputs, lambda work: {}, step_into([]), below=base)
     rows = {stage: (state, why) for stage, state, why in planned(before, chosen, store)}
     assert {stage: rows[stage][0] for stage in ("base", "layer", "bake", "export", "verify", "release")} == {
         "base": "cached", "layer": "cached", "bake": "cached", "export": "make", "verify": "make", "release": "make",
@@ -59,4 +60,19 @@ def test_plan_says_what_changed(project: Path, tmp_path: Path) -> None:
     assert rows["base"][0] == "cached"
     assert rows["layer"] == ("make", rows["layer"][1])
     assert rows["layer"][1].endswith(": provision/20-tool.sh changed")
+    assert rows["bake"][1].endswith(": what it builds on changed")
+
+
+def test_plan_says_that_what_was_made_from_a_removed_base_is_made_again(project: Path, tmp_path: Path) -> None:
+    store, chosen = Store(tmp_path / "cache"), options({"VMIMAGE_DIST": str(tmp_path / "dist")})
+    plan = plan_of(project, None)
+
+    def make_base() -> Result:
+        return store.get_or_make("base", plan.base_stage.inputs, lambda work: {}, step_into([]), fresh=True)
+
+    store.get_or_make("bake", plan.bake_stage.inputs, lambda work: {}, step_into([]), below=make_base())
+    make_base()
+    rows = {stage: (state, why) for stage, state, why in planned(plan, chosen, store)}
+    assert rows["base"][0] == "cached"
+    assert rows["bake"][0] == "make"
     assert rows["bake"][1].endswith(": what it builds on changed")

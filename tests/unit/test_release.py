@@ -13,7 +13,17 @@ from vmimage.errors import InputError, VerifyError
 from vmimage.plan import Plan, make_plan
 from vmimage.spec import FormatName, load_spec
 from vmimage.stages import release as releasing
-from vmimage.stages.release import Release, choose, find_release, is_of, make_release, releases, sweep
+from vmimage.stages.release import (
+    Release,
+    choose,
+    find_release,
+    is_of,
+    latest_releases,
+    make_release,
+    publishing,
+    releases,
+    sweep,
+)
 
 BODY = b"an image"
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -149,6 +159,34 @@ def test_sweep_removes_what_a_killed_release_left(plan: Plan, export: Path, tmp_
     assert [release.version for release in releases(tmp_path / "dist")] == [done.version]
     sweep(tmp_path / "dist")
     assert {path.name for path in folder.iterdir()} == {done.version, "latest", ".keep-me"}
+
+
+def test_sweep_leaves_alone_what_another_process_publishes(plan: Plan, export: Path, tmp_path: Path) -> None:
+    make(plan, export, tmp_path / "dist")
+    folder = tmp_path / "dist/toolbox"
+    with publishing(folder) as alone:
+        assert alone
+        half = folder / ".20261123-aaaaaaaa-bbbbbbbb"
+        half.mkdir()
+        sweep(tmp_path / "dist")
+        assert half.exists()
+        with publishing(folder) as second:
+            assert not second
+    sweep(tmp_path / "dist")
+    assert not list(folder.glob(".*"))
+
+
+def test_latest_is_where_the_link_leads_and_else_what_was_released_last(tmp_path: Path) -> None:
+    folder = tmp_path / "dist/toolbox"
+    # Of one day: the names do not sort by time.
+    for version, hour in (("20261123-ffffffff", "08"), ("20261123-00000000", "09"), ("20261123-88888888", "10")):
+        (folder / version).mkdir(parents=True)
+        facts = {"released": f"2026-11-23T{hour}:00:00+00:00"}
+        (folder / version / "manifest.json").write_text(json.dumps(facts))
+    assert [release.version[-1] for release in releases(tmp_path / "dist")] == ["f", "0", "8"]
+    assert [release.version for release in latest_releases(tmp_path / "dist")] == ["20261123-88888888"]
+    releasing.point_latest(folder, "20261123-ffffffff")
+    assert [release.version for release in latest_releases(tmp_path / "dist")] == ["20261123-ffffffff"]
 
 
 def test_choosing_a_release(plan: Plan, export: Path, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools import free_port
 from vmimage.errors import HostError, InputError
+from vmimage.guest import Address
 from vmimage.runner import find_public_keys, require_free
 
 
@@ -33,10 +35,18 @@ def test_private_key_is_refused_and_not_shown(tmp_path: Path) -> None:
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_number_that_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(InputError, match=f"--http-port {port}: no port"):
+        require_free({"http": port})
+    with pytest.raises(InputError, match=f"--ssh-port {port}: no port"):
+        Address(port=port)
+
+
 def test_ports_in_use_are_named() -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
-        port = busy.getsockname()[1]
+        port, free = busy.getsockname()[1], free_port()
         with pytest.raises(HostError, match=rf"in use on localhost: {port} \(ssh\)"):
-            require_free({"ssh": port, "http": 0})
+            require_free({"ssh": port, "http": free})

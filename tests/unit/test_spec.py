@@ -63,6 +63,14 @@ def test_every_problem_is_reported_at_once_in_order_of_lines(project: Path) -> N
     [
         ("    base: trixie", "    base: trixie\n    base: sid", "images.yaml:27: images.small.base: duplicate key"),
         ("    disk: 8 GiB", "    machine: {cpu: 2}", "images.small.machine.cpu: unknown key (did you mean 'cpus'?)"),
+        (
+            "    disk: 8 GiB",
+            "    machine: {ports: 3000-70000}",
+            "machine.ports: FIRST-LAST, none above 65535",
+        ),
+        ("    disk: 8 GiB", "    machine: {ports: 3001-3000}", "images.small.machine.ports: FIRST-LAST, none above"),
+        ("[inner.tgz, package/tool]", "['{name}']", "only {version} and {arch} are filled in"),
+        ("[inner.tgz, package/tool]", "['a{']", "pins.tool.locations[1]:"),
         ("    disk: 8 GiB", "    machine: {cpus: two}", "images.small.machine.cpus:"),
         ("    disk: 8 GiB", "    machine: {cpus: 0}", "images.small.machine.cpus:"),
         ("    disk: 8 GiB", "    machine: {cpus: true}", "images.small.machine.cpus:"),

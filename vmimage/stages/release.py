@@ -5,11 +5,13 @@ The folder appears whole, by one rename; `latest` moves by another.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -18,13 +20,17 @@ from typing import Any, get_args
 from vmimage import PROJECT
 from vmimage.console import human_bytes
 from vmimage.errors import InputError, VerifyError
-from vmimage.files import place, sha256_file, sync, sync_tree
+from vmimage.files import place, remove_tree, sha256_file, sync, sync_tree
+from vmimage.locks import lock_file
 from vmimage.machine import FORWARDS
 from vmimage.plan import Plan
 from vmimage.render import render
 from vmimage.spec import FormatName, port_range
 
 MANIFEST = "manifest.json"
+LATEST = "latest"
+LOCK = ".lock"
+LEFT_FORM = re.compile(r"^\.(latest|\d{8}-[0-9a-f]{8})-[0-9a-f]{8}$")
 VERSION_FORM = re.compile(r"^\d{8}-[0-9a-f]{8}$")
 
 
@@ -66,7 +72,20 @@ def releases(dist: Path) -> list[Release]:
         if VERSION_FORM.match(path.name) and not path.is_symlink() and (path / MANIFEST).is_file():
             manifest = json.loads((path / MANIFEST).read_text())
             found.append(Release(image=path.parent.name, version=path.name, path=path, manifest=manifest))
-    return found
+    # Versions of one day do not sort by time.
+    return sorted(found, key=lambda release: (release.image, release.manifest.get("released", ""), release.version))
+
+
+def latest_releases(dist: Path) -> list[Release]:
+    """Return of each image the release that `latest` leads to, or the newest where it leads to none."""
+    found: dict[str, Release] = {}
+    linked = set[str]()
+    for release in releases(dist):
+        if release.image not in linked:
+            found[release.image] = release
+        if (release.path.parent / LATEST).resolve() == release.path.resolve():
+            linked.add(release.image)
+    return list(found.values())
 
 
 def is_of(release: Release, verdict: Mapping[str, Any], *, check: bool) -> bool:
@@ -158,7 +177,7 @@ def make_release(
             aside = image_folder / f".{version}-{uuid.uuid4().hex[:8]}"
             final.rename(aside)
             work.rename(final)
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)
         else:
             work.rename(final)
         sync(image_folder)
@@ -169,20 +188,49 @@ def make_release(
 
 
 def point_latest(image_folder: Path, version: str) -> None:
-    """Move the symbolic link `latest` atomically."""
+    """Let the symbolic link `latest` lead to a version, atomically."""
+    latest = image_folder / LATEST
+    if latest.is_symlink() and latest.readlink() == Path(version):
+        return
     link = image_folder / f".latest-{uuid.uuid4().hex[:8]}"
     link.symlink_to(version)
-    link.replace(image_folder / "latest")
+    link.replace(latest)
     sync(image_folder)
+
+
+@contextlib.contextmanager
+def publishing(image_folder: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Be the only one who publishes an image in dist/, whatever cache others use.
+
+    Args:
+        on_wait: Is called once if another process does; without it that is not waited for.
+
+    Yields:
+        Whether we are it.
+    """
+    image_folder.mkdir(parents=True, exist_ok=True)
+    path = image_folder / LOCK
+    file = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not file and on_wait:
+        on_wait()
+        file = lock_file(path, fcntl.LOCK_EX)
+    if not file:
+        yield False
+        return
+    with file:
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def sweep(dist: Path) -> None:
     """Remove what killed releases left: hidden work folders and links."""
-    for path in dist.glob("*/.*"):
-        if path.is_symlink():
-            path.unlink()
-        elif re.match(r"^\.\d{8}-[0-9a-f]{8}-[0-9a-f]{8}$", path.name):
-            shutil.rmtree(path)
+    for folder in {path.parent for path in dist.glob("*/.*") if LEFT_FORM.match(path.name)}:
+        with publishing(folder) as alone:
+            for path in folder.iterdir() if alone else ():
+                if LEFT_FORM.match(path.name):
+                    remove_tree(path)
 
 
 def choose(dist: Path, image: str, version: str | None) -> Release:
@@ -191,7 +239,7 @@ def choose(dist: Path, image: str, version: str | None) -> Release:
     Raises:
         InputError: There is none.
     """
-    path = dist / image / (version or "latest")
+    path = dist / image / (version or LATEST)
     resolved = path.resolve().name
     for release in releases(dist):
         if release.image == image and release.version == resolved:

@@ -6,6 +6,7 @@ from outside for what must not be there (`test_hygiene.py`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import shutil
@@ -16,6 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+
+import paramiko
+from qemu.qmp import ExecuteError, QMPError
 
 from vmimage.accelerator import Accelerator, machine_cpus
 from vmimage.checks import DISK_TESTS, Check, dealt_tests, run_tests
@@ -297,10 +301,12 @@ def _check_machine(
             run_tests(check, dealt_tests(subject.facts, index, len(subject.boots)), context, hosts, folder)
             step.now(f"{boot.name}: {check.tests} tests, {len(check.failures)} failed")
             if check.failures and rooms.kept:
-                _flush(port, key.private)
+                # One that hangs is kept as it is.
+                with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                    _flush(port, key.private)
     except HostError:
         raise
-    except (VmimageError, OSError) as error:
+    except (VmimageError, OSError, EOFError, paramiko.SSHException, QMPError, ExecuteError) as error:
         serial = folder / "serial.log"
         console = serial.read_text(errors="replace") if serial.exists() else ""
         check.failures.append(f"{error}\n  its console ends with:{tail(console)}")
