@@ -51,7 +51,6 @@ FIRST_ESTIMATE = {"base": 3 << 30, "bake": 3 << 30, "export": 3 << 30, "verify":
 SPARE_BYTES = 256 << 20
 FULL_BYTES = 8 << 20
 ROOM = "make room (`invoke cache`, `invoke clean --keep 10G`), or set VMIMAGE_CACHE to a folder on a larger disk"
-
 RELEASE_ROOM = "make room there, or set VMIMAGE_DIST to a folder on a larger disk"
 
 
