@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 BUILD_SECONDS = 1500
+# A shell lets what it starts in the background ignore Ctrl-C, and all that this starts.
+INTERRUPTIBLE = ("env", "--default-signal=INT")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Sandbox:
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Start `invoke ARGS` in the copy."""
         return subprocess.Popen(
-            [sys.executable, "-m", "invoke", *args],
+            [*INTERRUPTIBLE, sys.executable, "-m", "invoke", *args],
             cwd=self.project,
             env=self.environment,
             stdout=subprocess.PIPE,

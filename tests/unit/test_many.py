@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sandbox import INTERRUPTIBLE
 from vmimage.console import Console
 from vmimage.errors import VmimageError
 from vmimage.many import build_all
@@ -70,7 +71,9 @@ def test_ctrl_c_ends_the_builds(tmp_path: Path) -> None:
     )
     started = tmp_path / "started"
     environment = {**os.environ, "STARTED": str(started)}
-    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, env=environment) as process:
+    with subprocess.Popen(
+        [*INTERRUPTIBLE, sys.executable, "-c", script], stderr=subprocess.PIPE, env=environment
+    ) as process:
         while not started.exists():
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
