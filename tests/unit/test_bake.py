@@ -12,6 +12,7 @@ import pytest
 from tests.tools import step_into
 from vmimage import PROJECT
 from vmimage.accelerator import Accelerator
+from vmimage.errors import BuildError
 from vmimage.layers import Layers
 from vmimage.packer import needs_plugins, write_plugins_file
 from vmimage.payload import environment, release_facts
@@ -21,7 +22,7 @@ from vmimage.render import render
 from vmimage.run import run
 from vmimage.spec import SEAL_STEP, load_spec
 from vmimage.ssh import KeyPair
-from vmimage.stages.bake import _failure, _Position, packer_values
+from vmimage.stages.bake import _failure, _Position, packer_values, require_written
 from vmimage.store import Store
 
 KEY = KeyPair(private=Path("/w/key"), public="ssh-ed25519 AAAA")
@@ -181,3 +182,13 @@ def test_failure_outside_of_a_step_shows_the_console(tmp_path: Path, plan: Plan)
     error = _failure("dev-env", position, "Timeout waiting for SSH.\n", serial)
     assert "Timeout waiting for SSH." in error.message
     assert "Kernel panic" in error.message
+
+
+def test_write_that_the_guest_lost_fails_the_bake(tmp_path: Path) -> None:
+    serial = tmp_path / "serial.log"
+    require_written(serial)
+    serial.write_text("[ 1.0] vda: vda1 vda2 vda3\n")
+    require_written(serial)
+    serial.write_text("[ 1.0] vda: vda1\n[36.1] I/O error, dev vda, sector 1130496 op 0x1:(WRITE) flags 0x4000\n")
+    with pytest.raises(BuildError, match="could not write to its disk: I/O error, dev vda, sector 1130496"):
+        require_written(serial)

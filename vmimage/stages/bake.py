@@ -225,6 +225,7 @@ def make_bake(
         if keep and layers.kept_all and position.kept.exists():
             error.hint += f"\nlook inside: {_keep(keep, position, layers.top, base, folder, accelerator)}"
         raise error
+    require_written(folder / SERIAL)
     disk = work / DISK
     step.now("flatten and check the disk")
     run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", position.file, disk])
@@ -232,6 +233,24 @@ def make_bake(
     shutil.rmtree(folder)
     step.outcome = f"{len(scripts)} of {len(plan.steps) + 1} steps run, {disk_use(work) >> 20} MiB"
     return {"build_key": key.public, "accelerator": accelerator, "steps": scripts}
+
+
+def require_written(serial: Path) -> None:
+    """Check that the guest lost no write: steps do not notice, and this host's disk may have room again.
+
+    Args:
+        serial: What the guest's kernel said.
+
+    Raises:
+        BuildError: It did.
+    """
+    said = serial.read_text(errors="replace") if serial.exists() else ""
+    lost = re.search(r"I/O error, dev vd.*", said)
+    if lost:
+        raise BuildError(
+            f"the guest could not write to its disk: {lost[0].strip()}",
+            hint="is there room for the cache, and is its disk sound? then run the command again",
+        )
 
 
 class _Position:
@@ -266,6 +285,7 @@ class _Position:
             self.current, self.output = match[2], []
             self._step.now(match[2].removesuffix(".sh"))
         elif match and match[1] == "layer":
+            require_written(self._folder / SERIAL)
             self._layers.add(self._steps[match[2]], self.file)
             self.file = frozen(self._folder, match[2])
         elif match:
