@@ -65,7 +65,7 @@ def _accelerator(name: Accelerator) -> Finding:
     if probe_passed(done):
         state = f"ran guest code in {done.seconds:.1f} s"
         if name == "tcg" and not emulates_in_parallel():
-            why += "; a machine's processors one after the other, at the same time from QEMU 8.1 on"
+            why += "; a machine's processors one by one (at the same time: QEMU 8.1 or later on x86-64)"
         return Finding(subject=name, good=True, state=state, why=why)
     hung = done.seconds >= PROBE_SECONDS
     state = f"hung: guest code did not end within {PROBE_SECONDS:.0f} s" if hung else done.output.splitlines()[0]

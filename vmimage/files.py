@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -10,7 +11,10 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vmimage.errors import HostError, VmimageError
 from vmimage.run import Confine, run
+
+FULL_BYTES = 8 << 20
 
 
 def sha256_file(path: Path) -> str:
@@ -77,6 +81,24 @@ def freed_by_removal(path: Path) -> int:
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file() and not each.is_symlink()]
     states = [file.lstat() for file in files]
     return sum(state.st_blocks * 512 for state in states if state.st_nlink == 1)
+
+
+@contextlib.contextmanager
+def fullness_told(folder: Path, hint: str) -> Iterator[None]:
+    """Turn whatever a full disk led to into an error that says so.
+
+    Args:
+        folder: Where it was written to.
+        hint: How to make room.
+    """
+    try:
+        yield
+    except (VmimageError, OSError) as error:
+        text = str(error)
+        full = "No space left on device" in text or getattr(error, "errno", 0) == errno.ENOSPC
+        if not full and not (folder.exists() and shutil.disk_usage(folder).free <= FULL_BYTES):
+            raise
+        raise HostError(f"the disk with {folder} is full; nothing half-made was kept\n{text}", hint=hint) from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import paramiko
 
 from vmimage.errors import HostError, InputError
-from vmimage.host import require_port
+from vmimage.ports import require_port
 
 USER = "dev"
 SECONDS = 20.0

@@ -7,8 +7,7 @@ import os
 import re
 import shlex
 import shutil
-import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +19,6 @@ from vmimage.run import Confine, confined, run
 
 # sbin is not on the PATH of an ordinary Debian user, but sfdisk, mke2fs and mkfs.vfat are there.
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-
-MAX_PORT = 65535
 
 # How a tool tells its version, where `--version` is not it.
 VERSION_ARGUMENTS = {"packer": ["version"], "mke2fs": ["-V"], "mkfs.vfat": ["--help"]}
@@ -216,29 +213,6 @@ def apt_files() -> list[Path]:
     apt = Path("/etc/apt")
     folders = [apt, apt / "sources.list.d", apt / "apt.conf.d", Path("/var/lib/apt/lists")]
     return [*folders, *(path for folder in folders[:3] for path in sorted(folder.glob("*")) if path.is_file())]
-
-
-def require_port(port: int, option: str) -> None:
-    """Check that a number that a user gave can be a port.
-
-    Raises:
-        InputError: It cannot.
-    """
-    if not 0 < port <= MAX_PORT:
-        raise InputError(f"{option} {port}: no port", hint=f"1 to {MAX_PORT}")
-
-
-def taken(ports: Mapping[str, int]) -> list[str]:
-    """Return those ports on which something listens."""
-    found = []
-    for name, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                found.append(f"{port} ({name})")
-    return found
 
 
 # --- User namespaces -------------------------------------------------------------------------------------

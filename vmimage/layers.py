@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -50,7 +51,7 @@ class Layers:
         while True:
             found = list[Result]()
             for step in self._steps:
-                layer = self.store.use(LAYER, step.layer.key, below=[self._base, *found][-1], check=True)
+                layer = self.store.use(LAYER, step.layer.key, below=self._beneath(found), check=True)
                 if not layer:
                     break
                 found.append(layer)
@@ -62,11 +63,15 @@ class Layers:
                 self._step.wait()
                 with self.store.lock(making(LAYER, missing.key)):
                     continue
-            if not self.store.use(LAYER, missing.key, below=[self._base, *found][-1], check=True):
+            if not self.store.use(LAYER, missing.key, below=self._beneath(found), check=True):
                 # What lies there is damaged or stands on other bytes, and what stands on it is worth nothing.
                 self.store.remove(LAYER, missing.key, step=self._step)
                 return found
             self._lock.close()
+
+    def _beneath(self, layers: Sequence[Result]) -> Result:
+        """Return what the next layer stands on."""
+        return layers[-1] if layers else self._base
 
     @property
     def top(self) -> tuple[Path, str]:
@@ -97,7 +102,7 @@ class Layers:
             run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", disk_format, "-b", below, copy])
             seconds = round(time.monotonic() - self._since, 1)
             meta = {"seconds": seconds, "peak_bytes": disk_use(work)}
-            return self.store.add(LAYER, step.layer.inputs, work, meta, below=[self._base, *self._found][-1])
+            return self.store.add(LAYER, step.layer.inputs, work, meta, below=self._beneath(self._found))
 
     @property
     def kept_all(self) -> bool:

@@ -16,6 +16,7 @@ from vmimage.accelerator import find_accelerator, known_accelerator
 from vmimage.changes import why_new
 from vmimage.console import Console
 from vmimage.errors import InputError
+from vmimage.files import fullness_told
 from vmimage.layers import Layers
 from vmimage.matrix import boots
 from vmimage.payload import release_facts
@@ -178,7 +179,7 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
     # One at a time: another build of the same image may release the same version.
     with (
         console.stage("release", str(options.dist)) as step,
-        store.fullness_told(options.dist),
+        fullness_told(options.dist, "make room there, or set VMIMAGE_DIST to a folder on a larger disk"),
         releasing.publishing(options.dist / plan.name, on_wait=step.wait),
     ):
         verdict = json.loads((verified.path / VERDICT).read_text())

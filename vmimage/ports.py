@@ -1,19 +1,60 @@
-"""Ports on localhost for machines of which others, such as Packer, must know them before they run."""
+"""Ports on localhost: which can be, which are free, and ports of its own for each bake."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from vmimage.errors import HostError
-from vmimage.host import taken
+from vmimage.errors import HostError, InputError
 from vmimage.store import Store
+
+MAX_PORT = 65535
 
 # Found free, and taken by QEMU a while later: bakes at the same time need ports of their own.
 PORT_SLOTS = 5000
 SSH_PORTS_FROM, VNC_PORTS_FROM = 20000, 25000
+
+
+def require_port(port: int, option: str) -> None:
+    """Check that a number that a user gave can be a port.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if not 0 < port <= MAX_PORT:
+        raise InputError(f"{option} {port}: no port", hint=f"1 to {MAX_PORT}")
+
+
+def taken(ports: Mapping[str, int]) -> list[str]:
+    """Return those ports on which something listens."""
+    found = []
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                found.append(f"{port} ({name})")
+    return found
+
+
+def require_free(ports: Mapping[str, int]) -> None:
+    """Check that nothing listens on the ports.
+
+    Raises:
+        InputError: There is no such port.
+        HostError: Something does; all of them are named.
+    """
+    for name, port in ports.items():
+        require_port(port, f"--{name}-port")
+    found = taken(ports)
+    if found:
+        raise HostError(
+            f"in use on localhost: {', '.join(found)}", hint="stop what listens there, or choose others: --ssh-port …"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

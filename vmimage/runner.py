@@ -9,10 +9,10 @@ from pathlib import Path
 from vmimage import host
 from vmimage.accelerator import find_accelerator, machine_cpus
 from vmimage.console import Console
-from vmimage.errors import BuildError, HostError, InputError
+from vmimage.errors import BuildError, InputError
 from vmimage.formats.opened import open_disk
-from vmimage.host import require_port, taken
 from vmimage.machine import FORWARDS, Hardware, make_overlay, start, write_seed
+from vmimage.ports import require_free, taken
 from vmimage.profiles import HYPERVISORS, PROFILES, FirmwareName
 from vmimage.settings import Options
 from vmimage.spec import port_range, size_bytes
@@ -58,22 +58,6 @@ def find_public_keys(given: str | None, folder: Path) -> list[str]:
             hint="make one with `ssh-keygen -t ed25519`, or name one with --ssh-key",
         )
     return keys
-
-
-def require_free(ports: Mapping[str, int]) -> None:
-    """Check that nothing listens on the ports.
-
-    Raises:
-        InputError: There is no such port.
-        HostError: Something does; all of them are named.
-    """
-    for name, port in ports.items():
-        require_port(port, f"--{name}-port")
-    found = taken(ports)
-    if found:
-        raise HostError(
-            f"in use on localhost: {', '.join(found)}", hint="stop what listens there, or choose others: --ssh-port …"
-        )
 
 
 def run_release(

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from vmimage.errors import InputError
-from vmimage.host import MAX_PORT
+from vmimage.ports import MAX_PORT
 from vmimage.yaml_lines import Document, Problem, YamlPath, parse
 
 Arch = Literal["amd64", "arm64"]

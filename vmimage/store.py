@@ -19,7 +19,6 @@ same key, what was made from the bytes before is made again as well (`below` in 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -34,8 +33,8 @@ from typing import IO, Any
 
 from vmimage.console import Step, human_bytes
 from vmimage.disk import content_digest
-from vmimage.errors import HostError, VmimageError
-from vmimage.files import peak_disk_use, remove_tree, stamp, sync, sync_tree
+from vmimage.errors import HostError
+from vmimage.files import fullness_told, peak_disk_use, remove_tree, stamp, sync, sync_tree
 from vmimage.locks import lock_file
 
 INPUTS = "inputs.json"
@@ -49,9 +48,7 @@ NO_STAGES = (*FOLDERS, "partial")
 # What a stage is taken to need before any of its kind was made here.
 FIRST_ESTIMATE = {"base": 3 << 30, "bake": 3 << 30, "export": 3 << 30, "verify": 3 << 30}
 SPARE_BYTES = 256 << 20
-FULL_BYTES = 8 << 20
 ROOM = "make room (`invoke cache`, `invoke clean --keep 10G`), or set VMIMAGE_CACHE to a folder on a larger disk"
-RELEASE_ROOM = "make room there, or set VMIMAGE_DIST to a folder on a larger disk"
 
 
 def making(stage: str, key: str) -> str:
@@ -269,11 +266,12 @@ class Store:
                 return found
             if (self.root / stage / key).exists():
                 if not fresh:
-                    why = "was made from another result" if self.result(stage, key) else "in the cache is damaged"
+                    other = self.result(stage, key) and not self.result(stage, key, below=below)
+                    why = "was made from another result" if other else "in the cache is damaged"
                     step.now(f"{stage}/{key} {why}: it is made again")
                 self.remove(stage, key, step=step)
             self.require_space(stage, step)
-            with self.workspace(stage) as work, peak_disk_use(work) as peak, self.fullness_told():
+            with self.workspace(stage) as work, peak_disk_use(work) as peak, fullness_told(self.root, ROOM):
                 started = time.monotonic()
                 meta = dict(make(work))
                 meta |= {"seconds": round(time.monotonic() - started, 1), "peak_bytes": peak()}
@@ -332,24 +330,6 @@ class Store:
             )
 
     @contextlib.contextmanager
-    def fullness_told(self, folder: Path | None = None) -> Iterator[None]:
-        """Turn whatever a full disk led to into an error that says so.
-
-        Args:
-            folder: Where releases are written to; the cache when not given.
-        """
-        root, hint = (folder, RELEASE_ROOM) if folder else (self.root, ROOM)
-        try:
-            yield
-        except (VmimageError, OSError) as error:
-            text = str(error)
-            full = "No space left on device" in text or getattr(error, "errno", 0) == errno.ENOSPC
-            if not full and not (root.exists() and shutil.disk_usage(root).free <= FULL_BYTES):
-                raise
-            message = f"the disk with {root} is full; nothing half-made was kept\n{text}"
-            raise HostError(message, hint=hint) from error
-
-    @contextlib.contextmanager
     def workspace(self, purpose: str) -> Iterator[Path]:
         """Give an empty folder that is removed at the end, or by the next run if this process is killed."""
         name = f"{purpose}-{uuid.uuid4().hex[:8]}"
@@ -379,6 +359,14 @@ class Store:
     def sweep(self) -> list[str]:
         """Remove what killed processes left; returns the names of the work folders removed."""
         removed = []
+        # Of what nobody holds, and of work folders further down, whose locks tell whether they are in use.
+        for path in (self.root / "locks").iterdir():
+            if path.name.startswith("work-"):
+                continue
+            file = self.try_lock(path.name)
+            if file:
+                with file:
+                    path.unlink()
         for path in sorted((self.root / "work").iterdir()):
             lock = self.root / "locks" / f"work-{path.name}"
             with lock.open("w") as file, contextlib.suppress(BlockingIOError):

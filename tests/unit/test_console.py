@@ -23,6 +23,12 @@ def test_json_lines_on_standard_output_and_nothing_else(tmp_path: Path, capsys: 
     assert err == ""
 
 
+def test_log_on_a_full_disk_says_nothing_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    Console(log_dir=tmp_path).say("for people")
+    assert capsys.readouterr() == ("for people\n", "")
+
+
 def test_lines_of_threads_do_not_mix(capfd: pytest.CaptureFixture[str]) -> None:
     console = Console(json_lines=True)
     with ThreadPoolExecutor(8) as pool:

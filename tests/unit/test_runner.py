@@ -8,7 +8,8 @@ import pytest
 from tests.tools import free_port
 from vmimage.errors import HostError, InputError
 from vmimage.guest import Address
-from vmimage.runner import find_public_keys, require_free
+from vmimage.ports import require_free
+from vmimage.runner import find_public_keys
 
 
 def test_own_keys(tmp_path: Path) -> None:

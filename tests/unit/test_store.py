@@ -136,7 +136,9 @@ def test_flipped_byte_with_its_old_time_is_found_when_asked(store: Store) -> Non
     file.write_text("mAde")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert store.get_or_make("stage", {"a": 1}, make, QUIET).cached
-    assert not store.get_or_make("stage", {"a": 1}, make, QUIET, check=True).cached
+    said = list[str]()
+    assert not store.get_or_make("stage", {"a": 1}, make, step_into(said), check=True).cached
+    assert "is damaged: it is made again" in said[0]
     assert file.read_text() == "made"
 
 
@@ -188,6 +190,14 @@ def test_cleaning_while_a_result_is_published(store: Store, monkeypatch: pytest.
 
     monkeypatch.setattr("vmimage.store.sync_tree", and_clean)
     assert store.get_or_make("stage", {}, make, QUIET).path.exists()
+
+
+def test_locks_of_what_has_ended_are_swept_away(store: Store) -> None:
+    used = store.get_or_make("stage", {}, make, QUIET)
+    store.use("stage", "0" * 16)
+    with Store(store.root).lock("held"):
+        Store(store.root).sweep()
+        assert {path.name for path in (store.root / "locks").iterdir()} == {"held", f"use-stage-{used.key}"}
 
 
 def test_layers_go_with_what_they_stand_on(store: Store) -> None:

@@ -1,20 +1,31 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
+import paramiko
 import pytest
 
+from vmimage import PROJECT
 from vmimage.checks import Check, dealt_tests, read_junit
-from vmimage.console import Step
+from vmimage.console import Console, Step
 from vmimage.disk import RawDisk
 from vmimage.errors import VerifyError
+from vmimage.host import Firmware
+from vmimage.machine import Hardware
 from vmimage.matrix import boots
+from vmimage.plan import make_plan
 from vmimage.run import run
+from vmimage.settings import options
+from vmimage.spec import load_spec
 from vmimage.stages.base import write_disk
 from vmimage.stages.verify import File, Subject, image_facts, verify
+from vmimage.store import Store
+from vmimage.verification import verify_file, verify_inputs
 
 FACTS = {"components": ["system", "kubectl", "helm", "sshfs", "bootloader"]}
 
@@ -123,6 +134,40 @@ def test_guest_that_does_not_come_up_leaves_its_console_and_screen(
         while b"PANIC" not in (line := process.stdout.readline()):
             assert line, "it ended without a word"
         process.kill()
+
+
+def test_session_with_a_stand_in_that_breaks_off_is_a_failed_check_and_its_evidence_stays(
+    make_disk: Callable[[str | None], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def breaks_off(hardware: Hardware, **_: Path) -> Iterator[None]:
+        raise paramiko.SSHException(f"{hardware.firmware} is gone")
+        yield
+
+    monkeypatch.setattr("vmimage.stages.verify.start", breaks_off)
+    raw = make_disk('{"image": "x", "components": [], "versions": {}}')
+    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, tmp_path / "a.qcow2"])
+    console = Console(log_dir=tmp_path / "log")
+    chosen = options({"VMIMAGE_CACHE": str(tmp_path / "cache")}, accelerator="tcg")
+    with pytest.raises(VerifyError) as refused:
+        verify_file(tmp_path / "a.qcow2", chosen, Store(chosen.cache), console)
+    assert "qcow2-virtio-bios: bios is gone" in refused.value.message
+    assert "qcow2-virtio-uefi: uefi is gone" in refused.value.message
+    assert '"passed": false' in (tmp_path / "log/verify/verdict.json").read_text()
+    assert f"verdict, consoles and screenshots: {tmp_path}/log/verify" in refused.value.hint
+
+
+def test_firmware_counts_by_its_bytes(tmp_path: Path) -> None:
+    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
+    spec = load_spec(PROJECT / "images.yaml")
+    plan = make_plan(spec, "toolbox", project=PROJECT, tools=tools, today=date(2026, 11, 23))
+    firmware = Firmware(code=tmp_path / "code.fd", variables=tmp_path / "vars.fd")
+    seen = []
+    for code, variables in (("a", "a"), ("b", "a"), ("b", "b")):
+        firmware.code.write_text(code)
+        firmware.variables.write_text(variables)
+        seen.append(verify_inputs(plan, {}, [], {"qemu-system-x86_64": "7.2"}, firmware))
+    assert seen[0] != seen[1] != seen[2]
 
 
 def test_file_that_its_importers_would_refuse(tmp_path: Path) -> None:

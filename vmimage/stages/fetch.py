@@ -24,10 +24,10 @@ import requests
 
 from vmimage.console import Step, human_bytes
 from vmimage.errors import FetchError, VmimageError
-from vmimage.files import sha256_file
+from vmimage.files import fullness_told, sha256_file
 from vmimage.plan import PinnedFile, Source
 from vmimage.run import run
-from vmimage.store import Store
+from vmimage.store import ROOM, Store
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
@@ -41,11 +41,8 @@ MAX_MEMBER_BYTES = 4 << 30
 Progress = Callable[[int, int | None], None]
 
 
-# RuntimeError: it is encrypted. NotImplementedError: compressed in a way that Python does not know.
-_BROKEN = (
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, OSError, RuntimeError, NotImplementedError),
-)
+# RuntimeError is zipfile's for what is encrypted, or compressed in a way that it does not know.
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 
 
 class _UnavailableError(Exception):
@@ -68,7 +65,7 @@ def fetch(files: Sequence[PinnedFile], store: Store, step: Step, *, fresh: bool 
     for file in files:
         store.hold("files", file.sha256)
     missing = [file for file in files if fresh or not stored(file, store)]
-    with store.fullness_told():
+    with fullness_told(store.root, ROOM):
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             found = pool.map(lambda file: _fetch_or_error(file, store, step, fresh=fresh), missing)
             errors = [error for error in found if error]
