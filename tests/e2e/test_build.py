@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Built
-from tests.sandbox import Sandbox, event
+from tests.sandbox import BUILD_SECONDS, Done, Sandbox, event
 from vmimage.run import run
 
 STAGES = ["fetch", "base", "bake", "export", "verify", "release"]
@@ -137,17 +138,35 @@ def test_broken_step_fails_the_build(release: Path, sandbox: Sandbox, tmp_path: 
     assert sandbox.versions() == [release.name, "latest"]
 
 
-def test_broken_check_releases_nothing(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
-    # Another format, so that there is a new file to release; both kinds of check are broken.
-    broken = sandbox.broken(tmp_path / "a", "tests/image/test_helm.py", 'greeting: "WELCOME"', 'greeting: "GOODBYE"')
-    broken = broken.broken(
-        tmp_path / "b", "tests/image/test_hygiene.py", '.read_bytes() == b""', '.read_bytes() == b"x"'
-    )
+@dataclass(frozen=True)
+class Verified:
+    """Two commands that verify, of one machine each and so at the same time."""
+
+    broken: Done
+    file: Path
+    by_itself: Done
+
+
+@pytest.fixture(scope="module")
+def verified(release: Path, sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Verified:
+    """A build in another format, so that there is a new file to release, whose checks are broken; and a good file."""
+    folder = tmp_path_factory.mktemp("verified")
+    file = folder / "toolbox.vhdx"
+    run(["qemu-img", "convert", "-O", "vhdx", released_file(release, "qcow2"), file])
+    broken = sandbox.broken(folder / "a", "tests/image/test_helm.py", 'greeting: "WELCOME"', 'greeting: "GOODBYE"')
+    broken = broken.broken(folder / "b", "tests/image/test_hygiene.py", '.read_bytes() == b""', '.read_bytes() == b"x"')
     spec = broken.project / "images.yaml"
     formats = "      qcow2: {compression: zstd}\n      ova: {}\n"
     assert formats in spec.read_text()
     spec.write_text(spec.read_text().replace(formats, "      vhdx: {}\n", 1))
-    done = broken.invoke("build-image", "toolbox")
+    beside = broken.start("build-image", "toolbox")
+    by_itself = sandbox.invoke("verify", str(file), "--json")
+    stdout, stderr = beside.communicate(timeout=BUILD_SECONDS)
+    return Verified(Done(beside.returncode, stdout, stderr), file, by_itself)
+
+
+def test_broken_check_releases_nothing(verified: Verified, release: Path, sandbox: Sandbox) -> None:
+    done = verified.broken
     assert done.returncode == 6
     assert "disk: test_empty_machine_id:" in done.stderr
     assert "vhdx-hyperv-bios: test_helm_renders_a_chart" in done.stderr
@@ -155,14 +174,12 @@ def test_broken_check_releases_nothing(release: Path, sandbox: Sandbox, tmp_path
     assert sandbox.versions() == [release.name, "latest"]
 
 
-def test_verify_of_a_file_by_itself_as_hyper_v_would_start_it(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
-    file = tmp_path / "toolbox.vhdx"
-    run(["qemu-img", "convert", "-O", "vhdx", released_file(release, "qcow2"), file])
-    done = sandbox.invoke("verify", str(file), "--json")
+def test_verify_of_a_file_by_itself_as_hyper_v_would_start_it(verified: Verified) -> None:
+    done = verified.by_itself
     assert done.returncode == 0, done.stderr
     verdict = done.event("result")["verdict"]
     assert (verdict["passed"], verdict["unchanged"]) == (True, True)
-    with file.open("rb") as content:
+    with verified.file.open("rb") as content:
         assert verdict["files"]["vhdx"]["sha256"] == hashlib.file_digest(content, "sha256").hexdigest()
     evidence = Path(done.event("run")["log"]) / "verify" / "vhdx-hyperv-bios"
     assert (evidence / "junit.xml").stat().st_size > 1000
