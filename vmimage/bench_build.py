@@ -1,8 +1,9 @@
 """`invoke bench build`: our builds as a user starts them, against plain Packer, round by round on one machine.
 
 A round is: our cold build (an empty cache, but the pinned files fetched before), the same again, one component in
-another version, a comment in the last step before the seal; then each shipped file booted by itself; then the peer.
-Plain Packer keeps nothing between builds, so its one full build is what each of our scenarios is compared with.
+another version, a comment in the last step before the seal; then each shipped file booted by itself; then plain Packer,
+from each of its starts (peer.STARTS). It keeps nothing between builds, so its one full build is what each of our
+scenarios is compared with.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class _Bench:
             )
         self.mirrors = plan.debian_mirrors
         self.logs = console.log_dir or work
-        self.base, self.payload, self.pins = work / "base", work / "payload.tar", work / "pins"
+        self.bases, self.payload, self.pins = work / "bases", work / "payload.tar", work / "pins"
         self.project = work / "project"
         self.environment = {
             "VMIMAGE_CACHE": str(work / "cache"),
@@ -92,7 +93,7 @@ class _Bench:
         }
 
     def prepare(self, store: Store) -> None:
-        """Do what neither build is measured for: pinned files, the peer's base disk and payload, our copy."""
+        """Do what neither build is measured for: pinned files, the peer's base disks and payload, our copy."""
         with self.console.stage("fetch", "pinned files, for both") as step:
             found = fetch(self.plan.files, store, step)
             other = fetch([OTHER], store, step)[OTHER.name]
@@ -100,9 +101,10 @@ class _Bench:
         for pin in self.plan.files:
             shutil.copyfile(found[pin.name], self.pins / f"{pin.name}-{pin.version}-{pin.arch}")
         shutil.copyfile(other, self.pins / f"{OTHER.name}-{OTHER.version}-{OTHER.arch}")
-        with self.console.stage("base", "the peer's: what a cloud image has") as step:
-            self.base.mkdir()
-            peer.make_base(self.plan, self.base, step)
+        for name, start in peer.STARTS.items():
+            with self.console.stage("base", f"the peer's: {name}") as step:
+                (self.bases / name).mkdir(parents=True)
+                peer.make_base(self.plan, start, self.bases / name, step)
         peer.write_payload(self.plan, found, self.payload)
         shutil.copytree(PROJECT, self.project, ignore=NOT_COPIED, symlinks=True)
 
@@ -162,30 +164,31 @@ class _Bench:
             commands=peer.questions(self.plan),
         )
 
-    def peers(self, number: int, ours: peer.Booted) -> float:
-        """Measure the peer's build; in the first round, boot what it made and compare it with our image.
+    def peer(self, number: int, name: str, ours: peer.Booted) -> float:
+        """Measure the peer's build from a start; in the first round, boot what it made and compare it with our image.
 
         Raises:
             BuildError: It failed, or made another image.
         """
         folder = self.work / "peer"
         folder.mkdir()
-        with self.console.stage("peer", f"round {number}: plain Packer") as step, relay(self.mirrors) as sources:
+        with self.console.stage("peer", f"round {number}: {name}") as step, relay(self.mirrors) as sources:
             done = peer.build(
                 self.plan,
-                base=self.base,
+                peer.STARTS[name],
+                base=self.bases / name,
                 payload=self.payload,
                 sources=sources,
                 folder=folder,
                 accelerator=self.accelerator,
             )
-            path = self.logs / f"{number}-peer.log"
+            path = self.logs / f"{number}-peer-{name.replace(' ', '-')}.log"
             path.write_text(done.output)
             if done.returncode:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(folder / "serial.log", path.with_suffix(".serial.log"))
                 raise BuildError(f"plain Packer failed:{tail(done.output)}", hint=f"its output: {path}")
-            step.outcome = f"plain Packer: {done.seconds:.1f} s"
+            step.outcome = f"plain Packer, {name}: {done.seconds:.1f} s"
         if number == 1:
             with self.console.stage("same", "is the peer's image the same as ours?") as step:
                 disk = Opened(path=folder / peer.OUTPUT / f"{self.plan.name}.qcow2", format="qcow2")
@@ -243,8 +246,8 @@ def bench_build(
             # The cache of this round holds all four releases; they are not needed behind it.
             release = ours[COLD].release
             booted = bench.plain_boots(number, release)
-            theirs = bench.peers(number, next(iter(booted.values())))
-            rounds.append(Round(ours=ours, boots={name: one.seconds for name, one in booted.items()}, peer=theirs))
+            theirs = {name: bench.peer(number, name, next(iter(booted.values()))) for name in peer.STARTS}
+            rounds.append(Round(ours=ours, boots={name: one.seconds for name, one in booted.items()}, peers=theirs))
             parts = parts or bench.floor_parts(release)
             found = {"image": plan.name, "host": facts(bench), **report(rounds, parts)}
             if output:
@@ -255,10 +258,12 @@ def bench_build(
 
 def facts(bench: _Bench) -> dict[str, object]:
     """Return where and with what was measured."""
-    shares = peer.shares(bench.plan.packages)
+    shares = {name: peer.shares(bench.plan.packages, start) for name, start in peer.STARTS.items()}
     return {
         "cpus": os.cpu_count(),
         "accelerator": bench.accelerator,
         "tools": host.require(("packer", "qemu-system-x86_64", "qemu-img", "mmdebstrap")),
-        "peer_packages": {"given": shares.given, "installed_by_apt": shares.installed},
+        "peer_packages": {
+            name: {"given": share.given, "installed_by_apt": share.installed} for name, share in shares.items()
+        },
     }

@@ -1,8 +1,9 @@
 """The peer of `invoke bench build`: plain Packer (templates/peer) makes the same image without this project.
 
-Where a choice had to be made, it is in the peer's favour: its base disk is made for it outside the measured time, holds
-nothing that the image has not, and boots by its kernel into ssh alone. What only our own bake does, masking single
-units and telling the kernel to spare emulation some work, is part of what is compared.
+It does so twice: from a disk with what boots and answers ssh, all other packages by apt, and from a disk with what a
+cloud image has. Where a choice had to be made, it is in the peer's favour: these disks are made for it outside the
+measured time, hold nothing that the image has not, and boot by their kernel into ssh alone. What only our own bake
+does, masking single units and telling the kernel to spare emulation some work, is part of what is compared.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from vmimage.console import Step
 from vmimage.errors import BuildError, VerifyError
 from vmimage.formats.opened import Opened
 from vmimage.host import tool_version
-from vmimage.machine import Hardware, make_overlay, start, write_seed
+from vmimage.machine import Hardware, make_overlay, write_seed
+from vmimage.machine import start as start_machine
 from vmimage.matrix import Boot
 from vmimage.packer import packer, plugins_ready, write_plugins_file
 from vmimage.plan import Plan, laid_files
@@ -49,6 +51,37 @@ systemd-resolved systemd-sysv systemd-timesyncd udev vim-tiny zstd
 """.split())  # fmt: skip  # noqa: SIM905 - to be read as a list
 
 
+# What boots, reaches a network and answers ssh. The rest of an image is what apt installs in the guest.
+MINIMAL = frozenset("""
+e2fsprogs initramfs-tools kmod linux-image-amd64 openssh-server systemd-sysv udev zstd
+""".split())  # fmt: skip  # noqa: SIM905 - as above
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a peer starts from.
+
+    Attributes:
+        given: Packages that are in its base disk.
+        hook: What customizes that disk. With another than that of our own base, the guest runs ours (provision/base.sh)
+            behind its packages.
+    """
+
+    given: frozenset[str]
+    hook: Path = base_stage.HOOK
+
+    @property
+    def customized(self) -> bool:
+        """Whether the base disk has had provision/base.sh."""
+        return self.hook == base_stage.HOOK
+
+
+STARTS = {
+    "all by apt": Start(given=MINIMAL, hook=TEMPLATES / "minimal.sh"),
+    "cloud image": Start(given=CLOUD_IMAGE),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shares:
     """The packages of an image, divided for the peer.
@@ -62,11 +95,11 @@ class Shares:
     installed: tuple[str, ...]
 
 
-def shares(packages: Sequence[str]) -> Shares:
-    """Divide the packages of an image into those of a cloud image and those that its user installs; pure."""
+def shares(packages: Sequence[str], start: Start) -> Shares:
+    """Divide the packages of an image into those that the peer starts with and those that it installs; pure."""
     return Shares(
-        given=tuple(name for name in packages if name in CLOUD_IMAGE),
-        installed=tuple(name for name in packages if name not in CLOUD_IMAGE),
+        given=tuple(name for name in packages if name in start.given),
+        installed=tuple(name for name in packages if name not in start.given),
     )
 
 
@@ -80,9 +113,9 @@ def apt_options(configuration: str) -> str:
     return " ".join(f"-o {name}={value}" for name, value in found)
 
 
-def make_base(plan: Plan, work: Path, step: Step) -> None:
-    """Make base.qcow2, vmlinuz and initrd.img in `work`: what stands for Debian's cloud image, which is a download."""
-    base_stage.make_base(replace(plan, packages=shares(plan.packages).given), work, step)
+def make_base(plan: Plan, start: Start, work: Path, step: Step) -> None:
+    """Make base.qcow2, vmlinuz and initrd.img in `work`: what the peer starts from, which elsewhere is a download."""
+    base_stage.make_base(replace(plan, packages=shares(plan.packages, start).given), work, step, start.hook)
     raw = work / base_stage.DISK
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, work / "base.qcow2"])
     raw.unlink()
@@ -107,6 +140,7 @@ def write_payload(plan: Plan, pins: Mapping[str, Path], to: Path) -> None:
 
 def packer_values(
     plan: Plan,
+    start: Start,
     *,
     base: Path,
     payload: Path,
@@ -124,7 +158,9 @@ def packer_values(
         "payload": str(payload),
         "provision": str(TEMPLATES / "provision.sh"),
         "export": str(TEMPLATES / "export.sh"),
-        "packages": " ".join(shares(plan.packages).installed),
+        "packages": " ".join(shares(plan.packages, start).installed),
+        "customize": "" if start.customized else base_stage.HOOK.name,
+        "initrd_drivers": " ".join(plan.base.initrd),
         "sources": ";".join(sources),
         "apt_options": apt,
         "steps": " ".join(plan.scripts),
@@ -145,6 +181,7 @@ def packer_values(
 
 def build(
     plan: Plan,
+    start: Start,
     *,
     base: Path,
     payload: Path,
@@ -155,13 +192,15 @@ def build(
     """Let plain Packer make the image in `folder`/out; a failure is returned, not raised.
 
     Args:
-        base: Folder of `make_base`.
+        start: What it starts from.
+        base: Folder of `make_base` for that.
         sources: Lines for sources.list that work in the guest.
     """
     (folder / OUTPUT).mkdir()
     shutil.copy(TEMPLATES / "image.pkr.hcl", folder)
     values = packer_values(
         plan,
+        start,
         base=base,
         payload=payload,
         sources=sources,
@@ -214,7 +253,7 @@ def boot(
         forwards={22: 0},
     )
     started = time.monotonic()
-    with start(hardware, disk=overlay, seed=seed, folder=folder) as guest:
+    with start_machine(hardware, disk=overlay, seed=seed, folder=folder) as guest:
         port = guest.port(22)
         try:
             wait_for_ssh(port, USER, key.private, timeout=SSH_SECONDS[accelerator], alive=guest.alive)

@@ -1,11 +1,12 @@
 # The peer of `invoke bench build`: what a careful user of plain Packer writes to make the same image.
 # One file, shell provisioners, packages by apt inside the guest, qemu-img and tar for the exports; nothing is cached.
+# It starts from a minimal disk or from one like Debian's cloud image: what that lacks is what apt installs.
 # Every option exists in Packer 1.6.6 and in today's releases.
 packer {
   required_version = ">= 1.6.6"
 }
 
-variable "base" { type = string }        # qcow2 that stands for Debian's cloud image
+variable "base" { type = string }        # qcow2 to start from
 variable "kernel" { type = string }      # its kernel and initrd: the base has no boot loader yet
 variable "initrd" { type = string }
 variable "payload" { type = string }     # tar of provision/, the pinned files and release.json
@@ -14,6 +15,8 @@ variable "export" { type = string }      # export.sh
 variable "packages" { type = string }    # what apt installs, separated by spaces
 variable "sources" { type = string }     # lines for sources.list, separated by semicolons
 variable "apt_options" { type = string } # what this host's apt was told about the mirror's dates
+variable "customize" { type = string }   # script of provision/ to run behind apt, if the base has not had it
+variable "initrd_drivers" { type = string }
 variable "steps" { type = string }       # scripts of provision/ in order, separated by spaces
 variable "versions" { type = string }    # NAME_VERSION=… of the pinned files, separated by spaces
 variable "name" { type = string }
@@ -85,6 +88,8 @@ build {
       "PACKAGES=${var.packages}",
       "SOURCES=${var.sources}",
       "APT_OPTIONS=${var.apt_options}",
+      "CUSTOMIZE=${var.customize}",
+      "INITRD_DRIVERS=${var.initrd_drivers}",
       "STEPS=${var.steps}",
       "VERSIONS=${var.versions}",
     ]

@@ -22,6 +22,7 @@ DISK = "disk.raw"
 KERNEL = "vmlinuz"
 INITRD = "initrd.img"
 PACKAGES = "packages.json"
+HOOK = PROJECT / "provision" / "base.sh"
 
 MIB = 1 << 20
 SECTOR = 512
@@ -42,8 +43,8 @@ type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, name=root
 """
 
 
-def mmdebstrap_command(plan: Plan, tree: Path) -> list[str]:
-    """Return the command that unpacks the base into `tree`; pure."""
+def mmdebstrap_command(plan: Plan, tree: Path, hook: Path = HOOK) -> list[str]:
+    """Return the command that unpacks the base into `tree` and lets `hook` customize it; pure."""
     return [
         "mmdebstrap",
         "--mode=root",
@@ -57,19 +58,19 @@ def mmdebstrap_command(plan: Plan, tree: Path) -> list[str]:
         # dpkg(1): of the patterns that match a path, the last decides.
         *(f"--dpkgopt=path-exclude={path}" for path in plan.base.exclude),
         *(f"--dpkgopt=path-include={path}" for path in plan.base.keep),
-        f"--customize-hook={PROJECT / 'provision' / 'base.sh'}",
+        f"--customize-hook={hook}",
         plan.base.suite,
         str(tree),
         *plan.debian_mirrors,
     ]
 
 
-def make_base(plan: Plan, work: Path, step: Step) -> Mapping[str, object]:
+def make_base(plan: Plan, work: Path, step: Step, hook: Path = HOOK) -> Mapping[str, object]:
     """Make disk.raw, the kernel and initrd to start it directly, and packages.json in `work`."""
     tree = work / "tree"
     step.now(f"unpack {len(plan.packages)} packages and what they need")
     run(
-        mmdebstrap_command(plan, tree),
+        mmdebstrap_command(plan, tree, hook),
         confine=Confine.FAKE_ROOT,
         env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8", "INITRD": "No", "INITRD_DRIVERS": " ".join(plan.base.initrd)},
         timeout=TIMEOUT_SECONDS,
