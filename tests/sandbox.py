@@ -66,13 +66,16 @@ class Sandbox:
 
     def invoke(self, *args: str, timeout: float = BUILD_SECONDS) -> Done:
         """Run `invoke ARGS` in the copy to its end."""
-        process = self.start(*args)
+        return finished(self.start(*args), timeout)
+
+    def invoke_both(self, other: subprocess.Popen[str], *args: str) -> tuple[Done, Done]:
+        """Run `invoke ARGS` in the copy beside what was started before, both to their end."""
         try:
-            stdout, stderr = process.communicate(timeout=timeout)
-        finally:
-            process.kill()
-            process.wait()
-        return Done(process.returncode, stdout, stderr)
+            done = self.invoke(*args)
+        except BaseException:
+            other.kill()
+            raise
+        return finished(other), done
 
     def invoke_until(
         self, reached: Callable[[dict[str, Any]], bool], signum: int, *args: str
@@ -124,6 +127,16 @@ class Sandbox:
     def versions(self) -> list[str]:
         """Return all that a user sees in dist/."""
         return sorted(path.name for path in self.dist.glob("*/*"))
+
+
+def finished(process: subprocess.Popen[str], timeout: float = BUILD_SECONDS) -> Done:
+    """Wait for a process that `start` started, and kill it when that takes too long."""
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+        process.wait()
+    return Done(process.returncode, stdout, stderr)
 
 
 def copy_project(source: Path, to: Path) -> None:

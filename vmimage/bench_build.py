@@ -164,7 +164,7 @@ class _Bench:
             commands=peer.questions(self.plan),
         )
 
-    def peer(self, number: int, name: str, ours: peer.Booted) -> float:
+    def plain_packer(self, number: int, name: str, ours: peer.Booted) -> float:
         """Measure the peer's build from a start; in the first round, boot what it made and compare it with our image.
 
         Raises:
@@ -246,7 +246,7 @@ def bench_build(
             # The cache of this round holds all four releases; they are not needed behind it.
             release = ours[COLD].release
             booted = bench.plain_boots(number, release)
-            theirs = {name: bench.peer(number, name, next(iter(booted.values()))) for name in peer.STARTS}
+            theirs = {name: bench.plain_packer(number, name, next(iter(booted.values()))) for name in peer.STARTS}
             rounds.append(Round(ours=ours, boots={name: one.seconds for name, one in booted.items()}, peers=theirs))
             parts = parts or bench.floor_parts(release)
             found = {"image": plan.name, "host": facts(bench), **report(rounds, parts)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox import BUILD_SECONDS, Done, Sandbox, copy_project, event
+from tests.sandbox import Done, Sandbox, copy_project, event
 from vmimage import PROJECT
 
 
@@ -50,10 +50,8 @@ def built(sandbox: Sandbox) -> Built:
     assert sandbox.nothing_runs(), sandbox.processes()
     assert not list((sandbox.cache / "work").iterdir())
     seen += told
-    first = sandbox.start("build-image", "toolbox", "--json")
-    second = sandbox.invoke("build-image", "toolbox", "--json")
-    stdout, stderr = first.communicate(timeout=BUILD_SECONDS)
-    return Built(killed=seen, runs=(Done(first.returncode, stdout, stderr), second))
+    build = ("build-image", "toolbox", "--json")
+    return Built(killed=seen, runs=sandbox.invoke_both(sandbox.start(*build), *build))
 
 
 @pytest.fixture(scope="session")
