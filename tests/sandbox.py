@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,10 @@ class Sandbox:
 
     def invoke_both(self, other: subprocess.Popen[str], *args: str) -> tuple[Done, Done]:
         """Run `invoke ARGS` in the copy beside what was started before, both to their end."""
-        try:
-            done = self.invoke(*args)
-        except BaseException:
-            other.kill()
-            raise
-        return finished(other), done
+        # A pipe that nobody reads would stop one of them when it is full, and the other may wait for that one.
+        with ThreadPoolExecutor() as pool:
+            first, second = pool.map(finished, (other, self.start(*args)))
+        return first, second
 
     def invoke_until(
         self, reached: Callable[[dict[str, Any]], bool], signum: int, *args: str

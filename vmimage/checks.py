@@ -10,8 +10,10 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from vmimage import PROJECT
+from vmimage.errors import VerifyError
 from vmimage.run import run, tail
 
+IMAGE_TESTS = PROJECT / "tests" / "image"
 TEST_SECONDS = 1800.0
 DISK_TESTS = ("test_hygiene.py",)
 MACHINE_TESTS = ("test_machine.py",)
@@ -39,17 +41,36 @@ class Check:
 
 
 def test_files(facts: Mapping[str, object]) -> list[str]:
-    """Return the files of tests/image that run inside machines: one for each component."""
+    """Return the files of tests/image that run inside machines: test_COMPONENT.py, and test_COMPONENT_*.py if any.
+
+    Raises:
+        VerifyError: A component has none: it is another project's, or one of an earlier time.
+    """
     components = facts.get("components", [])
     assert isinstance(components, Sequence)  # noqa: S101 - release.json, checked when it was read
-    return [*MACHINE_TESTS, *(f"test_{component}.py" for component in components)]
+    files = list(MACHINE_TESTS)
+    for component in components:
+        if not (IMAGE_TESTS / f"test_{component}.py").is_file():
+            raise VerifyError(
+                f"the image has the component {component}, for which there is no tests/image/test_{component}.py",
+                hint="verify it with the project that built it",
+            )
+        more = sorted(path.name for path in IMAGE_TESTS.glob(f"test_{component}_*.py"))
+        files += [f"test_{component}.py", *more]
+    return files
 
 
 def dealt_tests(facts: Mapping[str, object], machine: int, machines: int) -> list[str]:
-    """Return the files to run in one of some machines: those about machines in each, a component in one of them."""
-    tests = test_files(facts)
-    own = len(MACHINE_TESTS)
-    return [*tests[:own], *tests[own:][machine::machines]]
+    """Return the files to run in one of some machines: those about machines in each, any other in one of them.
+
+    The largest is dealt first, each to the machine that has least so far: a file's size stands for the time it takes.
+    """
+    files = [file for file in test_files(facts) if file not in MACHINE_TESTS]
+    sizes = {file: (IMAGE_TESTS / file).stat().st_size for file in files}
+    hands: list[list[str]] = [[] for _ in range(machines)]
+    for file in sorted(files, key=sizes.__getitem__, reverse=True):
+        min(hands, key=lambda hand: sum(sizes[name] for name in hand)).append(file)
+    return [*MACHINE_TESTS, *(file for file in files if file in hands[machine])]
 
 
 def run_tests(
@@ -66,7 +87,7 @@ def run_tests(
     argv = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
     argv += ["-o", "filterwarnings=default", "-o", f"junit_suite_name={check.name}"]
     argv += [f"--context={context_file}", f"--junitxml={junit}", *hosts]
-    paths = [str(PROJECT / "tests" / "image" / file) for file in files]
+    paths = [str(IMAGE_TESTS / file) for file in files]
     done = run([*argv, *paths], cwd=PROJECT, timeout=TEST_SECONDS, check=False)
     read_junit(junit, check)
     if done.returncode and not check.failures:

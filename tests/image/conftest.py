@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,3 +97,26 @@ def tree(disk: RawDisk) -> Iterator[Path]:
         for name in ("/etc", "/var/log", "/var/lib", "/var/cache", "/root", "/home", "/tmp"):  # noqa: S108
             disk.dump(name, Path(folder))
         yield Path(folder)
+
+
+@pytest.fixture
+def real(host: Host) -> None:
+    """Containers run."""
+    if "stand-in" in host.check_output("k3s --version"):
+        pytest.skip("the stand-in for k3s runs no containers")
+
+
+@pytest.fixture
+def address(host: Host) -> str:
+    """Where ports arrive that are forwarded to the machine."""
+    links = json.loads(host.check_output("ip -json -4 address show scope global"))
+    (found,) = [each["local"] for link in links for each in link["addr_info"] if each.get("dynamic")]
+    return str(found)
+
+
+def seconds_until(done: Callable[[], bool]) -> float:
+    started = time.monotonic()
+    while not done():
+        assert time.monotonic() - started < 60
+        time.sleep(0.2)
+    return time.monotonic() - started

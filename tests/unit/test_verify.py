@@ -10,7 +10,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from vmimage import PROJECT
+from vmimage import PROJECT, checks
 from vmimage.checks import Check, dealt_tests, read_junit
 from vmimage.console import Console, Step
 from vmimage.disk import RawDisk
@@ -53,10 +53,27 @@ def test_no_junit_is_no_pass(tmp_path: Path) -> None:
     assert not check.passed
 
 
-def test_every_check_runs_in_some_machine_and_those_of_the_machine_in_each() -> None:
+def test_every_check_runs_in_one_machine_and_those_of_the_machine_in_each() -> None:
     dealt = [dealt_tests(FACTS, i, 2) for i in range(2)]
-    assert dealt[0] == ["test_machine.py", "test_system.py", "test_helm.py", "test_bootloader.py"]
-    assert dealt[1] == ["test_machine.py", "test_kubectl.py", "test_sshfs.py"]
+    assert [hand[0] for hand in dealt] == ["test_machine.py"] * 2
+    others = [name for hand in dealt for name in hand[1:]]
+    assert sorted(others) == sorted(f"test_{component}.py" for component in FACTS["components"])
+
+
+def test_checks_are_dealt_by_size_and_run_in_the_order_of_the_components(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "IMAGE_TESTS", tmp_path)
+    for name, size in {"a": 40, "b": 50, "c": 30, "c_long": 55, "d": 1}.items():
+        (tmp_path / f"test_{name}.py").write_text("#" * size)
+    dealt = [dealt_tests({"components": ["a", "b", "c", "d"]}, i, 2) for i in range(2)]
+    assert dealt[0] == ["test_machine.py", "test_c.py", "test_c_long.py", "test_d.py"]
+    assert dealt[1] == ["test_machine.py", "test_a.py", "test_b.py"]
+
+
+def test_component_without_checks_is_refused() -> None:
+    with pytest.raises(VerifyError, match="the component other,"):
+        dealt_tests({"components": ["system", "other"]}, 0, 2)
 
 
 @pytest.fixture

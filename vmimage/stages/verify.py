@@ -252,6 +252,7 @@ def _check_machine(
 ) -> Check:
     """Boot one clone of a file, and run the tests inside it."""
     boot = subject.boots[index]
+    tests = dealt_tests(subject.facts, index, len(subject.boots))
     check = Check(name=boot.name)
     folder = rooms.work / boot.name
     folder.mkdir()
@@ -298,7 +299,7 @@ def _check_machine(
                 "  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n"
             )
             hosts = [f"--hosts=paramiko://{USER}@127.0.0.1:{port}", f"--ssh-config={config}"]
-            run_tests(check, dealt_tests(subject.facts, index, len(subject.boots)), context, hosts, folder)
+            run_tests(check, tests, context, hosts, folder)
             step.now(f"{boot.name}: {check.tests} tests, {len(check.failures)} failed")
             if check.failures and rooms.kept:
                 # One that hangs is kept as it is.
