@@ -101,7 +101,7 @@ def tree(disk: RawDisk) -> Iterator[Path]:
 
 @pytest.fixture
 def real(host: Host) -> None:
-    """Containers run."""
+    """Skip what needs containers that really run, with the tests' stand-in for k3s."""
     if "stand-in" in host.check_output("k3s --version"):
         pytest.skip("the stand-in for k3s runs no containers")
 
@@ -115,6 +115,7 @@ def address(host: Host) -> str:
 
 
 def seconds_until(done: Callable[[], bool]) -> float:
+    """Ask until it is true, for a minute at most; returns how long that took."""
     started = time.monotonic()
     while not done():
         assert time.monotonic() - started < 60

@@ -1,7 +1,4 @@
-"""Component environment: ready when the machine is, charts without a network, names for services.
-
-What needs containers that really run is skipped with the tests' stand-in for k3s.
-"""
+"""Component environment: ready when the machine is, charts without a network, names for services."""
 
 from __future__ import annotations
 
