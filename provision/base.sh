@@ -8,9 +8,14 @@ chroot "$root" systemctl --quiet enable systemd-networkd.service systemd-resolve
 cat > "$root/etc/systemd/network/80-dhcp.network" <<'EOF'
 [Match]
 Type=ether
+# Without it, the interfaces that containers, hypervisors and VPNs make (veth, tap, dummy) match too: they are given
+# DHCP, and taken out of their bridge.
+Kind=!*
 
 [Network]
 DHCP=yes
+# A bridge that somebody puts this interface into keeps it.
+KeepMaster=yes
 
 [DHCPv4]
 # Clones of one image must not be taken for the same machine before they have a machine-id of their own.
