@@ -5,6 +5,7 @@ chmod 0440 /etc/sudoers.d/dev
 useradd --create-home --uid 1000 --shell /bin/bash --comment Developer dev
 # Locked: no password opens this account, at the console it needs none.
 usermod --password '*' dev
+systemctl --quiet enable vmimage-host-keys.service
 # What the machine is updated with, and when, is its user's business.
 systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer
 # Waiting for one interface is enough: machines may have more, unplugged.
