@@ -37,6 +37,9 @@ from vmimage.share import find_private_key, make_share, run_share
 from vmimage.size_report import show_size
 from vmimage.spec import load_spec
 from vmimage.stages import release as releasing
+from vmimage.stages.bake import BakeStage
+from vmimage.stages.base import BaseStage
+from vmimage.stages.export import ExportStage
 from vmimage.stages.fetch import fetch as fetch_files
 from vmimage.verification import verify_file
 
@@ -444,7 +447,8 @@ def size(
     with session(chosen, json_lines=json) as (console, store):
         to = Path(output).absolute() if output else None
         made = pipeline.plan_image(image, chosen)
-        show_size(made, load_spec(chosen.spec), chosen.dist, store, console, version=version, output=to)
+        bake = pipeline.the_stage(pipeline.stages_of(made, pipeline.build_context(chosen, store)), BakeStage)
+        show_size(bake, load_spec(chosen.spec), chosen.dist, console, version=version, output=to)
 
 
 @task(
@@ -463,12 +467,14 @@ def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output
     chosen = options()
     with session(chosen, json_lines=json, log=f"bench-{what}" if what == "build" else "") as (console, store):
         if what == "export":
-            bench_export(pipeline.plan_image(image, chosen), store, console)
+            stages = pipeline.stages_of(pipeline.plan_image(image, chosen), pipeline.build_context(chosen, store))
+            bench_export(pipeline.the_stage(stages, ExportStage), store, console)
         elif what == "build":
             made = pipeline.plan_image(image or DEFAULT_IMAGE, chosen)
             to = Path(output).absolute() if output else None
             accelerator = find_accelerator(store.root / "accelerator.json", chosen.accelerator)
-            bench_build(made, accelerator, store, console, runs=runs, output=to)
+            base = pipeline.the_stage(pipeline.stages_of(made, pipeline.build_context(chosen, store)), BaseStage)
+            bench_build(made, base, accelerator, console, runs=runs, output=to)
         else:
             raise InputError(f"there is no benchmark {what}", hint="export or build")
 

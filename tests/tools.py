@@ -10,18 +10,40 @@ import socket
 import subprocess
 import sys
 import tarfile
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pycdlib
 import pytest
 
 from vmimage import PROJECT
 from vmimage.console import Step
+from vmimage.plan import Plan, make_plan
+from vmimage.spec import load_spec
+from vmimage.stages.stage import BuildContext
+from vmimage.store import Store
 
 
 def step_into(said: list[str]) -> Step:
     """Return a step of a stage that notes what it is told."""
     return Step(lambda event, text: said.append(text), None, None)
+
+
+TOOLS = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
+MONDAY = date(2026, 11, 23)
+
+
+def plan_of(image: str | None, project: Path = PROJECT, **more: Any) -> Plan:
+    """Return the plan of an image on a host with tools of some version."""
+    options = {"project": project, "tools": TOOLS, "today": MONDAY, **more}
+    return make_plan(load_spec(project / "images.yaml"), image, **options)
+
+
+def context_in(folder: Path) -> BuildContext:
+    """Return a build's context with a cache and a dist/ of its own."""
+    store = Store(folder / "cache")
+    return BuildContext(store=store, dist=folder / "dist", today=MONDAY, accelerator=lambda: "tcg")
 
 
 @functools.cache

@@ -20,11 +20,10 @@ from vmimage.disk import allocated
 from vmimage.errors import InputError
 from vmimage.formats import vmdk
 from vmimage.formats.ova import write_ova
-from vmimage.plan import APPLIANCE_TEMPLATE, Plan
 from vmimage.run import run
 from vmimage.spec import VMDK_LEVEL
-from vmimage.stages.bake import DISK
-from vmimage.stages.export import appliance
+from vmimage.stages.bake import DISK, BakeStage
+from vmimage.stages.export import APPLIANCE_TEMPLATE, ExportStage, appliance
 from vmimage.store import Store
 
 Write = Callable[[Path, Path], object]
@@ -39,12 +38,12 @@ class Contender:
     write: Write
 
 
-def contenders(plan: Plan) -> list[Contender]:
+def contenders(export: ExportStage) -> list[Contender]:
     """Return what is compared; the first of each format is what a toolchain without writers of its own does."""
     template = PROJECT / APPLIANCE_TEMPLATE
 
     def ova(threads: int | None = None) -> Write:
-        return lambda disk, to: write_ova(disk, to, appliance(plan), template, level=VMDK_LEVEL, threads=threads)
+        return lambda disk, to: write_ova(disk, to, appliance(export), template, level=VMDK_LEVEL, threads=threads)
 
     def by_qemu(*options: str) -> Write:
         return lambda disk, to: run(["qemu-img", "convert", *options, "-f", "raw", disk, to])
@@ -88,21 +87,23 @@ def _isal() -> vmdk.Compress | None:
     return compress
 
 
-def bench_export(plan: Plan, store: Store, console: Console) -> None:
+def bench_export(export: ExportStage, store: Store, console: Console) -> None:
     """Print seconds, the ratio to the first of the format, and bytes.
 
     Raises:
         InputError: The image was not baked yet.
     """
-    bake = store.find("bake", plan.bake_stage.inputs)
-    if not bake:
-        raise InputError(f"{plan.name} is not in the cache", hint=f"run `invoke build-image {plan.name}` first")
-    disk = bake.path / DISK
+    bake = export.after
+    assert isinstance(bake, BakeStage)  # noqa: S101 - an export is made from a bake
+    found = bake.find()
+    if not found:
+        raise InputError(f"{export.image} is not in the cache", hint=f"run `invoke build-image {export.image}` first")
+    disk = found.path / DISK
     used = human_bytes(allocated(disk))
-    console.say(f"{plan.name}: a disk of {human_bytes(plan.disk_bytes)}, {used} of it allocated")
+    console.say(f"{export.image}: a disk of {human_bytes(bake.disk)}, {used} of it allocated")
     reference: dict[str, float] = {}
     with store.workspace("bench") as work:
-        for contender in contenders(plan):
+        for contender in contenders(export):
             folder = work / "out"
             folder.mkdir()
             to = folder / f"out.{contender.format}"

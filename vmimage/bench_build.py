@@ -28,6 +28,7 @@ from vmimage.matrix import Boot, boots
 from vmimage.plan import PinnedFile, Plan, Source
 from vmimage.relay import relay
 from vmimage.run import run, tail
+from vmimage.stages.base import BaseStage
 from vmimage.stages.fetch import fetch
 from vmimage.store import Store
 
@@ -73,8 +74,8 @@ def with_other_pin(text: str, pin: PinnedFile, other: PinnedFile) -> str:
 class _Bench:
     """What all rounds share."""
 
-    def __init__(self, plan: Plan, accelerator: Accelerator, console: Console, work: Path) -> None:
-        self.plan, self.accelerator, self.console, self.work = plan, accelerator, console, work
+    def __init__(self, plan: Plan, base: BaseStage, accelerator: Accelerator, console: Console, work: Path) -> None:
+        self.plan, self.base, self.accelerator, self.console, self.work = plan, base, accelerator, console, work
         if not plan.debian_mirrors:
             raise InputError(
                 "this host's APT names no Debian mirror that both builds could use",
@@ -104,7 +105,7 @@ class _Bench:
         for name, start in peer.STARTS.items():
             with self.console.stage("base", f"the peer's: {name}") as step:
                 (self.bases / name).mkdir(parents=True)
-                peer.make_base(self.plan, start, self.bases / name, step)
+                peer.make_base(self.base, self.plan.packages, start, self.bases / name, step)
         peer.write_payload(self.plan, found, self.payload)
         shutil.copytree(PROJECT, self.project, ignore=NOT_COPIED, symlinks=True)
 
@@ -217,8 +218,8 @@ class _Bench:
 
 def bench_build(
     plan: Plan,
+    base: BaseStage,
     accelerator: Accelerator,
-    store: Store,
     console: Console,
     *,
     runs: int,
@@ -238,8 +239,9 @@ def bench_build(
         raise InputError(f"{plan.name} has no {OTHER.name} or no qcow2", hint=f"invoke bench build {DEFAULT_IMAGE}")
     rounds: list[Round] = []
     parts: list[floor.Part] = []
+    store = base.context.store
     with store.workspace("bench") as work:
-        bench = _Bench(plan, accelerator, console, work)
+        bench = _Bench(plan, base, accelerator, console, work)
         bench.prepare(store)
         for number in range(1, runs + 1):
             ours = bench.scenarios(number)

@@ -59,7 +59,7 @@ def why_new(inputs: Mapping[str, object], earlier: Iterable[Mapping[str, object]
     Args:
         earlier: Their inputs, the latest first.
     """
-    comparable = [old for old in earlier if old.get("step") == inputs.get("step")]
+    comparable = [old for old in earlier if old.get("script") == inputs.get("script")]
     if not comparable:
         return "nothing like it was made before"
     found = min((differences(old, inputs) for old in comparable), key=len)

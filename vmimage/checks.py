@@ -40,7 +40,7 @@ class Check:
         return self.tests > 0 and not self.failures
 
 
-def test_files(facts: Mapping[str, object]) -> list[str]:
+def check_files(facts: Mapping[str, object], folder: Path) -> list[str]:
     """Return the files of tests/image that run inside machines: test_COMPONENT.py, and test_COMPONENT_*.py if any.
 
     Raises:
@@ -50,12 +50,12 @@ def test_files(facts: Mapping[str, object]) -> list[str]:
     assert isinstance(components, Sequence)  # noqa: S101 - release.json, checked when it was read
     files = list(MACHINE_TESTS)
     for component in components:
-        if not (IMAGE_TESTS / f"test_{component}.py").is_file():
+        if not (folder / f"test_{component}.py").is_file():
             raise VerifyError(
                 f"the image has the component {component}, for which there is no tests/image/test_{component}.py",
                 hint="verify it with the project that built it",
             )
-        more = sorted(path.name for path in IMAGE_TESTS.glob(f"test_{component}_*.py"))
+        more = sorted(path.name for path in folder.glob(f"test_{component}_*.py"))
         files += [f"test_{component}.py", *more]
     return files
 
@@ -65,7 +65,7 @@ def dealt_tests(facts: Mapping[str, object], machine: int, machines: int) -> lis
 
     The largest is dealt first, each to the machine that has least so far: a file's size stands for the time it takes.
     """
-    files = [file for file in test_files(facts) if file not in MACHINE_TESTS]
+    files = [file for file in check_files(facts, IMAGE_TESTS) if file not in MACHINE_TESTS]
     sizes = {file: (IMAGE_TESTS / file).stat().st_size for file in files}
     hands: list[list[str]] = [[] for _ in range(machines)]
     for file in sorted(files, key=sizes.__getitem__, reverse=True):

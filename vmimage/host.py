@@ -99,6 +99,10 @@ def _is_whole(path: Path) -> bool:
         return file.read(4) == b"\x7fELF" or path == Path("/usr/bin/mmdebstrap")
 
 
+BUILD_TOOLS = ("packer", "qemu-system-x86_64", "qemu-img", "mmdebstrap", "sfdisk", "mkfs.vfat", "mke2fs", "unshare")
+"""Without these no image is built."""
+
+
 def require(programs: Sequence[str]) -> dict[str, str]:
     """Return the versions of tools.
 

@@ -10,38 +10,96 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from vmimage.console import Step
 from vmimage.files import disk_use
-from vmimage.plan import Plan, StepPlan
+from vmimage.plan import PinnedFile, Plan, digests, guest_values, machine_files, step_files
 from vmimage.run import run
 from vmimage.stages.base import DISK as BASE_DISK
+from vmimage.stages.base import BaseStage
+from vmimage.stages.stage import Keyed
 from vmimage.store import LAYER, Result, Store, making
 
 DISK = "disk.qcow2"
+EDITION = 4
+"""Of the machine of a bake, in which layers and the sealed disk are made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Keyed):
+    """The disk as it is after a provision step.
+
+    It depends on what is beneath and on what the step itself reads, on nothing else of the image: images that begin
+    with the same steps share layers.
+
+    Attributes:
+        script: In provision/.
+        pins: Pin -> version and SHA-256 of each file that the step installs.
+        files: Digests of the project's files that the step reads.
+    """
+
+    name = LAYER
+    edition = EDITION
+
+    script: str
+    pins: Mapping[str, Mapping[str, str]]
+    files: Mapping[str, str]
+    tools: Mapping[str, str]
+
+    @property
+    def step_name(self) -> str:
+        """The script without its suffix; also the name of its folder in provision/files/."""
+        return self.script.removesuffix(".sh")
+
+
+def layers_of(plan: Plan, base: BaseStage) -> tuple[Layer, ...]:
+    """Return the layers of an image, the lowest first."""
+    pinned = {file.name: file for file in plan.files}
+    layers = list[Layer]()
+    for component in plan.components:
+        if component.step:
+            files = [*machine_files(plan.project), *step_files(plan.project, component.step)]
+            layers.append(
+                Layer(
+                    after=layers[-1] if layers else base,
+                    script=component.step,
+                    pins={pin: _named(pinned[pin]) for pin in component.pins},
+                    files=digests(plan.project, files, guest_values(plan.name)),
+                    tools={tool: plan.tools[tool] for tool in ("packer", "qemu-img")},
+                )
+            )
+    return tuple(layers)
+
+
+def _named(file: PinnedFile) -> dict[str, str]:
+    return {"version": file.version, "sha256": file.sha256}
 
 
 class Layers:
     """The layers of one bake: those that are there, and those that it adds."""
 
-    def __init__(self, plan: Plan, base: Result, store: Store, step: Step, *, start: int | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], base: Result, store: Store, step: Step, *, start: int | None = None
+    ) -> None:
         """
         Args:
-            base: The base.
+            layers: Of the image, the lowest first.
+            base: What they stand on.
             start: The first step to run even if its layer is there; the first without a layer when not given.
         """
-        self._steps = plan.steps
+        self._layers = layers
         self._base = base
         self.store = store
         self._step = step
         self._lock: IO[str] | None = None
         # Set when another process made a layer that we were about to add: what we have stands on other bytes.
         self._apart = False
-        if start is not None and start < len(self._steps):
-            store.remove(LAYER, self._steps[start].layer.key, step=step)
+        if start is not None and start < len(layers):
+            store.remove(LAYER, layers[start].key, step=step)
         self._found = self._find()
         self.done = len(self._found)
         self._since = time.monotonic()
@@ -50,14 +108,14 @@ class Layers:
         """Return the layers to begin from, the lowest first; the next one is then ours to make."""
         while True:
             found = list[Result]()
-            for step in self._steps:
-                layer = self.store.use(LAYER, step.layer.key, below=self._beneath(found), check=True)
+            for wanted in self._layers:
+                layer = self.store.use(LAYER, wanted.key, below=self._beneath(found), check=True)
                 if not layer:
                     break
                 found.append(layer)
-            if len(found) == len(self._steps):
+            if len(found) == len(self._layers):
                 return found
-            missing = self._steps[len(found)].layer
+            missing = self._layers[len(found)]
             self._lock = self.store.try_lock(making(LAYER, missing.key))
             if not self._lock:
                 self._step.wait()
@@ -78,31 +136,31 @@ class Layers:
         """The disk to begin from, and its format."""
         return (self._found[-1].path / DISK, "qcow2") if self._found else (self._base.path / BASE_DISK, "raw")
 
-    def add(self, step: StepPlan, file: Path) -> None:
-        """Keep a copy of a frozen file as the layer of a step."""
-        index = self._steps.index(step)
+    def add(self, layer: Layer, file: Path) -> None:
+        """Keep a copy of a frozen file as a layer."""
+        index = self._layers.index(layer)
         # Before this one is seen: nobody else is to begin the next one.
-        following = self._steps[index + 1 : index + 2]
-        lock = self.store.try_lock(making(LAYER, following[0].layer.key)) if following else None
-        if self._apart or self.store.result(LAYER, step.layer.key):
+        following = self._layers[index + 1 : index + 2]
+        lock = self.store.try_lock(making(LAYER, following[0].key)) if following else None
+        if self._apart or self.store.result(LAYER, layer.key):
             self._apart = True
         else:
-            self._found.append(self._added(step, file))
+            self._found.append(self._added(layer, file))
         self.close()
         self._lock = lock
         self._since = time.monotonic()
 
-    def _added(self, step: StepPlan, file: Path) -> Result:
+    def _added(self, layer: Layer, file: Path) -> Result:
         beneath, disk_format = self.top
         with self.store.workspace(LAYER) as work:
             copy = work / DISK
             shutil.copyfile(file, copy)
             # Relative: the cache may be moved.
-            below = os.path.relpath(beneath, self.store.root / LAYER / step.layer.key)
+            below = os.path.relpath(beneath, self.store.root / LAYER / layer.key)
             run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", disk_format, "-b", below, copy])
             seconds = round(time.monotonic() - self._since, 1)
             meta = {"seconds": seconds, "peak_bytes": disk_use(work)}
-            return self.store.add(LAYER, step.layer.inputs, work, meta, below=self._beneath(self._found))
+            return self.store.add(LAYER, layer.inputs, work, meta, below=self._beneath(self._found))
 
     @property
     def kept_all(self) -> bool:

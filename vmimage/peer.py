@@ -34,6 +34,7 @@ from vmimage.run import Completed, run, tail
 from vmimage.spec import size_bytes
 from vmimage.ssh import KeyPair, connect, make_key, wait_for_ssh
 from vmimage.stages import base as base_stage
+from vmimage.stages.base import BaseStage
 from vmimage.stages.verify import AT_ONCE, SSH_SECONDS, USER
 
 TEMPLATES = PROJECT / "templates" / "peer"
@@ -113,9 +114,9 @@ def apt_options(configuration: str) -> str:
     return " ".join(f"-o {name}={value}" for name, value in found)
 
 
-def make_base(plan: Plan, start: Start, work: Path, step: Step) -> None:
+def make_base(base: BaseStage, packages: Sequence[str], start: Start, work: Path, step: Step) -> None:
     """Make base.qcow2, vmlinuz and initrd.img in `work`: what the peer starts from, which elsewhere is a download."""
-    base_stage.make_base(replace(plan, packages=shares(plan.packages, start).given), work, step, start.hook)
+    base_stage.make_base(replace(base, packages=shares(packages, start).given), work, step, start.hook)
     raw = work / base_stage.DISK
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, work / "base.qcow2"])
     raw.unlink()

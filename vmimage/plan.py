@@ -1,5 +1,4 @@
-"""Spec + host facts -> Plan: what every stage will read, and the keys that name the results. Pure but for
-reading the project's own files."""
+"""Spec + host facts -> Plan: what a build is about. Pure but for reading the project's own files."""
 
 from __future__ import annotations
 
@@ -15,16 +14,8 @@ import jinja2
 from vmimage.errors import InputError
 from vmimage.render import render
 from vmimage.spec import SEAL_STEP, Arch, Base, Component, Image, Location, Pin, Spec, size_bytes
-from vmimage.store import AFTER, LAYER, stage_key
-
-# Raise when the code of a stage changes what it makes from the same inputs.
-BASE_EDITION = 3
-BAKE_EDITION = 4
-EXPORT_EDITION = 3
 
 TEMPLATE = ".j2"
-APPLIANCE_TEMPLATE = Path("templates/appliance.ovf.j2")
-VAGRANT_TEMPLATE = Path("templates/Vagrantfile.j2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,68 +42,44 @@ class PinnedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """A stage that is cached by its inputs."""
-
-    stage: str
-    inputs: Mapping[str, object]
-    why: str
-
-    @property
-    def key(self) -> str:
-        """The key of the stage's result."""
-        return stage_key(self.inputs)
-
-    @property
-    def name(self) -> str:
-        """STAGE/KEY."""
-        return f"{self.stage}/{self.key}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepPlan:
-    """A provision step: a script in provision/, the pinned files that it installs, and the disk after it, a layer."""
-
-    script: str
-    pins: tuple[PinnedFile, ...]
-    layer: StagePlan
-
-    @property
-    def name(self) -> str:
-        """The script without its suffix; also the name of its folder in provision/files/."""
-        return self.script.removesuffix(".sh")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that a build will do, decided before it starts.
+    """What a build is about, decided before it starts.
 
     Attributes:
-        steps: In the order in which they run; the seal, which ends every bake, is none of them.
+        components: Of the image, in order.
+        files: The pinned files of all components.
         packages: The packages of the base and of all components.
         debian_mirrors: Lines for sources.list, or nothing for mmdebstrap's default.
-        versions: Pin name -> version, as the checks inside the image expect them.
+        tools: Versions of the host's tools, for those stages whose result depends on them.
+        period: The span of time for which the base is good.
+        project: The folder of the project, whose files the stages read.
     """
 
     name: str
     image: Image
     base: Base
+    components: tuple[Component, ...]
     files: tuple[PinnedFile, ...]
-    steps: tuple[StepPlan, ...]
     packages: tuple[str, ...]
     debian_mirrors: tuple[str, ...]
-    base_stage: StagePlan
-    bake_stage: StagePlan
-    export_stage: StagePlan
+    tools: Mapping[str, str]
+    period: str
+    project: Path
 
     @property
     def versions(self) -> dict[str, str]:
-        return versions_of(self.files)
+        """Pin name -> version, as the checks inside the image expect them."""
+        return {file.name: file.version for file in self.files}
+
+    @property
+    def step_scripts(self) -> list[str]:
+        """The provision steps in the order in which they run; the seal, which ends every bake, is none of them."""
+        return [component.step for component in self.components if component.step]
 
     @property
     def scripts(self) -> list[str]:
         """All that runs in the guest, the seal as the last."""
-        return [*(step.script for step in self.steps), SEAL_STEP]
+        return [*self.step_scripts, SEAL_STEP]
 
     @property
     def disk_bytes(self) -> int:
@@ -130,83 +97,35 @@ def make_plan(
     tools: Mapping[str, str],
     today: date,
 ) -> Plan:
-    """Decide what a build of an image will do.
+    """Decide what a build of an image is about.
 
     Args:
         mirrors: Directories or URLs that are tried before a pin's own locations.
         debian_mirrors: Lines for sources.list; none for mmdebstrap's default.
-        tools: Versions of the host's tools, for those stages whose result depends on them.
 
     Raises:
         InputError: The image does not exist, or its disk is too small.
     """
     name, image = spec.image(name)
     base = spec.bases[image.base]
-    components = [spec.components[component] for component in image.components]
+    components = tuple(spec.components[component] for component in image.components)
     if size_bytes(image.disk) < BASE_DISK_BYTES:
         least = BASE_DISK_BYTES >> 30
         raise InputError(
             f"images.{name}.disk: {image.disk} is less than {least} GiB", hint="give it more in images.yaml"
         )
     pins = dict.fromkeys(pin for component in components for pin in component.pins)
-    files = tuple(pinned_file(pin, spec.pins[pin], base.arch, mirrors, project) for pin in pins)
-    packages = tuple(dict.fromkeys([*base.packages, *(p for c in components for p in c.packages)]))
-
-    base_stage = StagePlan(
-        stage="base",
-        why=f"{base.suite}, {len(packages)} packages asked for, from {base.refresh} fresh lists",
-        inputs={
-            "edition": BASE_EDITION,
-            "suite": base.suite,
-            "arch": base.arch,
-            "packages": sorted(packages),
-            "exclude": list(base.exclude),
-            "keep": list(base.keep),
-            "initrd": list(base.initrd),
-            "period": period(base.refresh, today),
-            "mirrors": list(debian_mirrors),
-            "files": digests(project, [Path("provision/base.sh")]),
-            "tools": {tool: tools[tool] for tool in ("mmdebstrap", "mke2fs")},
-        },
-    )
-    values = guest_values(name)
-    steps = plan_steps(components, {file.name: file for file in files}, base_stage, project, tools, values)
-    facts = {"summary": image.summary, "components": list(image.components), "versions": versions_of(files)}
-    bake_stage = StagePlan(
-        stage="bake",
-        why=f"{len(steps)} steps: {', '.join(step.name for step in steps)}",
-        inputs={
-            "edition": BAKE_EDITION,
-            AFTER: steps[-1].layer.name if steps else base_stage.name,
-            "image": name,
-            "disk": size_bytes(image.disk),
-            "facts": facts,
-            "files": digests(project, [*machine_files(project), *step_files(project, SEAL_STEP)], values),
-        },
-    )
-    export_stage = StagePlan(
-        stage="export",
-        why=", ".join(image.formats.names),
-        inputs={
-            "edition": EXPORT_EDITION,
-            AFTER: bake_stage.name,
-            "formats": image.formats.model_dump(exclude_none=True, by_alias=True),
-            "machine": image.machine.model_dump(),
-            "files": digests(project, [APPLIANCE_TEMPLATE, VAGRANT_TEMPLATE]),
-            "tools": {tool: tools[tool] for tool in ("qemu-img", "deflate", "zstandard")},
-        },
-    )
     return Plan(
         name=name,
         image=image,
         base=base,
-        files=files,
-        steps=steps,
-        packages=packages,
+        components=components,
+        files=tuple(pinned_file(pin, spec.pins[pin], base.arch, mirrors, project) for pin in pins),
+        packages=tuple(dict.fromkeys([*base.packages, *(p for c in components for p in c.packages)])),
         debian_mirrors=tuple(debian_mirrors),
-        base_stage=base_stage,
-        bake_stage=bake_stage,
-        export_stage=export_stage,
+        tools=dict(tools),
+        period=period(base.refresh, today),
+        project=project,
     )
 
 
@@ -220,42 +139,6 @@ def period(refresh: str, today: date) -> str:
         year, week, _ = today.isocalendar()
         return f"{year}-W{week:02}"
     return today.isoformat() if refresh == "daily" else "always"
-
-
-def versions_of(files: Sequence[PinnedFile]) -> dict[str, str]:
-    """Return pin -> version."""
-    return {file.name: file.version for file in files}
-
-
-def plan_steps(
-    components: Sequence[Component],
-    files: Mapping[str, PinnedFile],
-    base: StagePlan,
-    project: Path,
-    tools: Mapping[str, str],
-    values: Mapping[str, object],
-) -> tuple[StepPlan, ...]:
-    """Return the steps of some components, each with the key of the disk after it.
-
-    A step's layer depends on the layer beneath and on what the step itself reads, on nothing else of the image: images
-    that begin with the same steps share layers.
-    """
-    steps = list[StepPlan]()
-    for component in (component for component in components if component.step):
-        script = str(component.step)
-        pins = tuple(files[pin] for pin in component.pins)
-        beneath = steps[-1].layer if steps else base
-        inputs = {
-            "edition": BAKE_EDITION,
-            AFTER: beneath.name,
-            "step": script,
-            "pins": {pin.name: {"version": pin.version, "sha256": pin.sha256} for pin in pins},
-            "files": digests(project, [*machine_files(project), *step_files(project, script)], values),
-            "tools": {tool: tools[tool] for tool in ("packer", "qemu-img")},
-        }
-        layer = StagePlan(stage=LAYER, why=component.summary, inputs=inputs)
-        steps.append(StepPlan(script=script, pins=pins, layer=layer))
-    return tuple(steps)
 
 
 def guest_values(image: str) -> dict[str, object]:

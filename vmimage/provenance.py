@@ -6,53 +6,179 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vmimage import PROJECT
-from vmimage.files import disk_use
+from typing_extensions import override
+
+from vmimage import PROJECT, host
+from vmimage.console import Step
+from vmimage.files import disk_use, fullness_told
 from vmimage.plan import Plan
 from vmimage.run import run
+from vmimage.spec import Machine
 from vmimage.stages.base import PACKAGES
+from vmimage.stages.release import (
+    Release,
+    fill_release,
+    find_release,
+    is_of,
+    point_latest,
+    publish_release,
+    publishing,
+    version_of,
+)
+from vmimage.stages.stage import Stage, StoredStage
 from vmimage.store import Result
+from vmimage.verification import VerifyStage
 
 
-def manifest(
-    plan: Plan, stages: Mapping[str, Result], files: Mapping[str, Path], fetch_seconds: float, tools: Mapping[str, str]
-) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class ReleaseStage(Stage):
+    """A version folder in dist/, with files that passed.
+
+    Attributes:
+        image, arch, suite, summary, disk, machine, components: What the manifest says of the image.
+        pins: Pin -> version and SHA-256.
+    """
+
+    name = "release"
+    edition = 1
+
+    image: str
+    arch: str
+    suite: str
+    summary: str
+    disk: int
+    machine: Machine
+    components: tuple[str, ...]
+    pins: Mapping[str, Mapping[str, str]]
+
+    @property
+    def verify(self) -> VerifyStage:
+        """The stage that proved the files."""
+        assert isinstance(self.after, VerifyStage)  # noqa: S101 - `release_stage` builds nothing else
+        return self.after
+
+    @property
+    def chain(self) -> tuple[StoredStage, StoredStage, StoredStage, StoredStage]:
+        """Base, bake, export and verify of this release."""
+        export = self.verify.export
+        bake = export.made_from
+        base = bake.made_from if bake else None
+        assert bake  # noqa: S101 - an export is made from a bake, and that from a base
+        assert base  # noqa: S101
+        return base, bake, export, self.verify
+
+    @property
+    def why(self) -> str:
+        return str(self.context.dist)
+
+    @property
+    def _folder(self) -> Path:
+        return self.context.dist / self.image
+
+    def find(self) -> Release | None:
+        """Return the newest release of these files."""
+        return find_release(self.context.dist, self.image, self.verify.export.key)
+
+    @property
+    def released(self) -> Release:
+        """The release that was obtained before."""
+        found = self.find()
+        assert found  # noqa: S101 - releases are never removed by a build
+        return found
+
+    def is_there(self) -> bool:
+        return self.find() is not None
+
+    @override
+    def make(self, work: Path, step: Step) -> Mapping[str, object]:
+        """Fill a version folder; returns its manifest."""
+        export = self.verify.export
+        return fill_release(
+            work,
+            image=self.image,
+            arch=self.arch,
+            version=version_of(export.key, self.context.today),
+            export=export.result.path,
+            files=export.exported,
+            verdict=self.verify.verdict,
+            manifest=manifest(self),
+        )
+
+    def obtain(self, step: Step, *, fresh: bool, check: bool) -> None:
+        # One at a time: another build of the same image may release the same version.
+        hint = "make room there, or set VMIMAGE_DIST to a folder on a larger disk"
+        with fullness_told(self.context.dist, hint), publishing(self._folder, on_wait=step.wait):
+            done = self.find()
+            if done and not fresh and is_of(done, self.verify.verdict, check=check):
+                # A build that was killed, or one of other inputs, may have left it elsewhere.
+                point_latest(done.path.parent, done.version)
+                step.outcome = f"{done.version} is released already"
+                return
+            version = version_of(self.verify.export.key, self.context.today)
+            step.outcome = str(publish_release(self._folder, version, lambda work: self.make(work, step)).path)
+
+    def planned(self) -> Iterator[tuple[str, str, str]]:
+        done = self.find()
+        yield self.name, "done" if done else "make", str(done.path if done else self._folder)
+
+
+def release_stage(plan: Plan, verify: VerifyStage) -> ReleaseStage:
+    """Return the release of an image."""
+    return ReleaseStage(
+        context=verify.context,
+        after=verify,
+        image=plan.name,
+        arch=plan.base.arch,
+        suite=plan.base.suite,
+        summary=plan.image.summary,
+        disk=plan.disk_bytes,
+        machine=plan.image.machine,
+        components=plan.image.components,
+        pins={file.name: {"version": file.version, "sha256": file.sha256} for file in plan.files},
+    )
+
+
+def manifest(release: ReleaseStage) -> dict[str, object]:
     """Return what a release says of how it was made.
 
     `seconds` of a stage is what it took when it ran, even if its result came from the cache this time.
     """
-    fetched = sum(path.stat().st_size for path in files.values())
+    store, seconds = release.context.store, release.context.seconds
+    fetched = sum(store.file(pin["sha256"]).stat().st_size for pin in release.pins.values())
     took: dict[str, dict[str, object]] = {
-        "fetch": {"seconds": round(fetch_seconds, 1), "peak_disk_bytes": fetched},
+        "fetch": {"seconds": round(seconds.get("fetch", 0.0), 1), "peak_disk_bytes": fetched}
     }
-    for name, result in stages.items():
+    results = {stage.name: stage.result for stage in release.chain}
+    for name, result in results.items():
         took[name] = {
             "key": result.key,
-            "cached": result.cached,
+            "cached": name not in release.context.made,
             "seconds": result.meta["seconds"],
             "peak_disk_bytes": result.meta["peak_bytes"],
         }
     return {
-        "summary": plan.image.summary,
-        "arch": plan.base.arch,
-        "suite": plan.base.suite,
-        "disk_bytes": plan.disk_bytes,
-        "machine": plan.image.machine.model_dump(),
-        "components": list(plan.image.components),
+        "summary": release.summary,
+        "arch": release.arch,
+        "suite": release.suite,
+        "disk_bytes": release.disk,
+        "machine": release.machine.model_dump(),
+        "components": list(release.components),
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(),
-        "pins": {file.name: {"version": file.version, "sha256": file.sha256} for file in plan.files},
-        "packages": json.loads((stages["base"].path / PACKAGES).read_text()),
-        "tools": {**tools, "python": platform.python_version()},
+        "pins": release.pins,
+        "packages": json.loads((results["base"].path / PACKAGES).read_text()),
+        "tools": {**host.require(host.BUILD_TOOLS), "python": platform.python_version()},
         "host": {"system": platform.platform(), "cpus": os.cpu_count()},
-        "build_key": stages["bake"].meta["build_key"],
-        "peak_disk_bytes": peak_disk_bytes(fetched, stages.values()),
+        "build_key": results["bake"].meta["build_key"],
+        "peak_disk_bytes": peak_disk_bytes(fetched, results.values()),
         "stages": took,
-        "inputs": {stage.stage: stage.inputs for stage in (plan.base_stage, plan.bake_stage, plan.export_stage)},
+        # Of the verdict, the files stand in it and the checks beside it.
+        "inputs": {stage.name: stage.inputs for stage in release.chain if stage.name != "verify"},
     }
 
 

@@ -10,13 +10,11 @@ from vmimage.console import Console
 from vmimage.errors import InputError, VerifyError
 from vmimage.formats.opened import open_disk
 from vmimage.formats.qcow2 import HEADER, cluster_size, write_qcow2
-from vmimage.plan import Plan
 from vmimage.run import run
 from vmimage.size import GROUPS, Size, component_files, measure, mib
-from vmimage.spec import Spec
+from vmimage.spec import Qcow2Options, Spec
 from vmimage.stages import release as releasing
-from vmimage.stages.bake import DISK
-from vmimage.store import Store
+from vmimage.stages.bake import DISK, BakeStage
 from vmimage.treemap import picture
 
 SHOWN = 12
@@ -24,7 +22,7 @@ SHOWN = 12
 
 
 def show_size(
-    plan: Plan, spec: Spec, dist: Path, store: Store, console: Console, *, version: str | None, output: Path | None
+    bake: BakeStage, spec: Spec, dist: Path, console: Console, *, version: str | None, output: Path | None
 ) -> None:
     """Print what the bytes of an image are: of a release if there is one, else of what is baked and in the cache.
 
@@ -37,11 +35,12 @@ def show_size(
     """
     if output and output.suffix != ".svg":
         raise InputError(f"--output {output}: the picture is an SVG", hint=f"--output {output.with_suffix('.svg')}")
-    with store.workspace("size") as work:
-        name, disk, qcow2 = _open(plan, dist, store, work, version)
+    image = spec.images[bake.image]
+    with bake.context.store.workspace("size") as work:
+        name, disk, qcow2 = _open(bake, image.formats.qcow2, dist, work, version)
         with qcow2.open("rb") as file:
             cluster = cluster_size(file.read(HEADER.size))
-        size = measure(disk, work, component_files(plan.image.components, spec.components), cluster)
+        size = measure(disk, work, component_files(image.components, spec.components), cluster)
         file_bytes = qcow2.stat().st_size
     for part in size.parts:
         console.event("part", **asdict(part))
@@ -89,17 +88,23 @@ def _line(name: str, files: int, disk: int, qcow2: int, share: str = "") -> str:
     return f"{name:<42} {files or '':>6} {mib(disk):>12} {mib(qcow2):>13} {share:>6}".rstrip()
 
 
-def _open(plan: Plan, dist: Path, store: Store, work: Path, version: str | None) -> tuple[str, Path, Path]:
-    """Return what it is, its raw disk, and its qcow2 compressed by zstd."""
-    baked = store.find("bake", plan.bake_stage.inputs)
+def _open(
+    bake: BakeStage, options: Qcow2Options | None, dist: Path, work: Path, version: str | None
+) -> tuple[str, Path, Path]:
+    """Return what it is, its raw disk, and its qcow2 compressed by zstd.
+
+    Args:
+        options: Of the qcow2 that the image is released as, if it is.
+    """
+    baked = bake.find()
     qcow2 = work / "disk.qcow2"
     try:
-        release = releasing.choose(dist, plan.name, version)
+        release = releasing.choose(dist, bake.image, version)
     except InputError:
         if version or not baked:
             raise
         write_qcow2(baked.path / DISK, qcow2, compression="zstd")
-        return f"{plan.name}, baked and not released", baked.path / DISK, qcow2
+        return f"{bake.image}, baked and not released", baked.path / DISK, qcow2
     disk = work / "disk.raw"
     kind = release.first_kind
     try:
@@ -110,7 +115,7 @@ def _open(plan: Plan, dist: Path, store: Store, work: Path, version: str | None)
         disk = opened.path
     else:
         run(["qemu-img", "convert", "-f", opened.format, "-O", "raw", opened.path, disk], error=VerifyError)
-    if kind == "qcow2" and plan.image.formats.qcow2 and plan.image.formats.qcow2.compression == "zstd":
-        return f"{plan.name} {release.version}", disk, release.file(kind)
+    if kind == "qcow2" and options and options.compression == "zstd":
+        return f"{bake.image} {release.version}", disk, release.file(kind)
     write_qcow2(disk, qcow2, compression="zstd")
-    return f"{plan.name} {release.version}", disk, qcow2
+    return f"{bake.image} {release.version}", disk, qcow2

@@ -159,6 +159,10 @@ class Store:
         content = found.meta["content"].items()
         return all(content_digest(found.path / name) == facts["digest"] for name, facts in content)
 
+    def file(self, sha256: str) -> Path:
+        """Return where the verified third-party file of a digest is, or will be."""
+        return self.root / "files" / sha256
+
     def hold(self, stage: str, key: str) -> None:
         """Keep something from being removed while this process lives, or until `let_go`."""
         name = f"use-{stage}-{key}"

@@ -4,51 +4,136 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from vmimage import PROJECT, host
+from vmimage import host
 from vmimage.accelerator import find_accelerator
-from vmimage.checks import DISK_TESTS, test_files
-from vmimage.console import Console
+from vmimage.checks import DISK_TESTS, check_files
+from vmimage.console import Console, Step
 from vmimage.disk import RawDisk
 from vmimage.errors import InputError, VerifyError
 from vmimage.files import sha256_file
 from vmimage.formats.opened import kind_of
 from vmimage.matrix import Boot, boots
-from vmimage.payload import release_facts
 from vmimage.plan import Plan, digests
 from vmimage.profiles import PROFILES
 from vmimage.run import run
 from vmimage.settings import Options
-from vmimage.spec import FormatName
+from vmimage.spec import FormatName, Machine
 from vmimage.stages import release as releasing
-from vmimage.stages.verify import File, Subject, image_facts, opened_disk, require_recorded, verify
-from vmimage.store import Store
+from vmimage.stages.bake import BakeStage
+from vmimage.stages.export import ExportStage
+from vmimage.stages.stage import StoredStage
+from vmimage.stages.verify import VERDICT, File, Subject, image_facts, opened_disk, require_recorded, verify
+from vmimage.store import AFTER, Result, Store
 
-VERIFY_EDITION = 3
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyStage(StoredStage):
+    """A verdict on the exported files. It depends on their bytes, not on how they came about.
+
+    Attributes:
+        facts: What the image should say of itself.
+        machine: What the image asks for.
+        boots: In which machines the files are booted.
+        hardware: Machine profile -> its devices, for these machines.
+        files: Digests of the checks.
+    """
+
+    name = "verify"
+    edition = 3
+
+    facts: Mapping[str, object]
+    machine: Machine
+    boots: tuple[Boot, ...]
+    hardware: Mapping[str, Mapping[str, object]]
+    files: Mapping[str, str]
+
+    @property
+    def export(self) -> ExportStage:
+        """The stage that made the files."""
+        assert isinstance(self.after, ExportStage)  # noqa: S101 - `verify_stage` builds nothing else
+        return self.after
+
+    @property
+    def build_key(self) -> str:
+        """The public key that the bake logged in with: it must not be in the files."""
+        bake = self.export.after
+        assert isinstance(bake, BakeStage)  # noqa: S101 - `export_stage` builds nothing else
+        return str(bake.result.meta["build_key"])
+
+    @property
+    def why(self) -> str:
+        return f"boots {', '.join(boot.name for boot in self.boots)}"
+
+    @property
+    def made_from(self) -> StoredStage | None:
+        """Nothing in the cache: a verdict on the same bytes holds, whatever they were made from."""
+        return None
+
+    @property
+    def inputs(self) -> Mapping[str, object]:
+        """All that it depends on; known when the files are there."""
+        firmware = host.find_uefi()
+        own = {key: value for key, value in super().inputs.items() if key != AFTER}
+        return own | {
+            "sha256": {kind: facts["sha256"] for kind, facts in self.export.exported.items()},
+            "build_key": self.build_key,
+            "firmware": {str(path): sha256_file(path) for path in (firmware.code, firmware.variables)},
+            "tools": host.require(("qemu-system-x86_64",)),
+        }
+
+    def find(self) -> Result | None:
+        return super().find() if self.export.is_there() else None
+
+    def make(self, work: Path, step: Step) -> Mapping[str, object]:
+        files = self.export.exported.items()
+        folder = self.export.result.path
+        subject = Subject(
+            files=[File(kind=kind, path=folder / str(facts["name"])) for kind, facts in files],
+            boots=self.boots,
+            facts=self.facts,
+            memory=self.machine.memory,
+            cpus=self.machine.cpus,
+            build_key=self.build_key,
+        )
+        context = self.context
+        return verify(subject, work, context.accelerator(), step, evidence=context.evidence, keep=context.keep)
+
+    @property
+    def verdict(self) -> Mapping[str, Any]:
+        """The verdict that is there."""
+        return dict(json.loads((self.result.path / VERDICT).read_text()))
+
+    def planned(self) -> Iterator[tuple[str, str, str]]:
+        if self.export.is_there():
+            yield from super().planned()
+        else:
+            yield self.name, "make", f"{self.why}; unless the same bytes passed before"
 
 
-def verify_inputs(
-    plan: Plan,
-    files: Mapping[FormatName, Mapping[str, object]],
-    machines: Sequence[Boot],
-    tools: Mapping[str, str],
-    firmware: host.Firmware,
-) -> dict[str, object]:
-    """Return what a verdict depends on: the bytes, the checks, and the machines."""
-    checks = ["conftest.py", *DISK_TESTS, *test_files(release_facts(plan))]
-    return {
-        "edition": VERIFY_EDITION,
-        "sha256": {kind: facts["sha256"] for kind, facts in files.items()},
-        "facts": release_facts(plan),
-        "machine": plan.image.machine.model_dump(),
-        "machines": {boot.name: vars(PROFILES[boot.profile]) for boot in machines},
-        "firmware": {str(path): sha256_file(path) for path in (firmware.code, firmware.variables)},
-        "files": digests(PROJECT, [Path("tests/image") / name for name in checks]),
-        "tools": {"qemu-system-x86_64": tools["qemu-system-x86_64"]},
-    }
+def verify_stage(plan: Plan, export: ExportStage, *, full_matrix: bool) -> VerifyStage:
+    """Return the verdict on the files of an image.
+
+    Args:
+        full_matrix: Boot the files in every machine that their formats are for.
+    """
+    bake = export.after
+    assert isinstance(bake, BakeStage)  # noqa: S101 - `export_stage` builds nothing else
+    machines = boots(plan.image.formats.names, full=full_matrix)
+    checks = ["conftest.py", *DISK_TESTS, *check_files(bake.release_facts, plan.project / "tests" / "image")]
+    return VerifyStage(
+        context=export.context,
+        after=export,
+        facts=bake.release_facts,
+        machine=plan.image.machine,
+        boots=machines,
+        hardware={boot.profile: vars(PROFILES[boot.profile]) for boot in machines},
+        files=digests(plan.project, [Path("tests/image") / name for name in checks]),
+    )
 
 
 def verify_file(path: Path, options: Options, store: Store, console: Console) -> Mapping[str, object]:

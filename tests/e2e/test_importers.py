@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from datetime import date
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.importers import Tree, VirtualBox, install_libvirt, install_virtualbox
+from tests.tools import context_in, plan_of
 from vmimage import PROJECT
 from vmimage.errors import BuildError
 from vmimage.formats.box import vagrantfile, write_libvirt_box, write_virtualbox_box
 from vmimage.formats.ova import Appliance, write_ova
 from vmimage.machine import FORWARDS
-from vmimage.plan import make_plan
+from vmimage.pipeline import stages_of, the_stage
 from vmimage.run import Confine, run
-from vmimage.spec import load_spec
-from vmimage.stages.export import appliance
+from vmimage.stages.export import ExportStage, appliance
 
 FORWARDED = [
     "http,tcp,127.0.0.1,8080,,80",
@@ -112,12 +111,11 @@ def test_virtualbox_imports_the_ova_as_the_machine_that_it_describes(release: Pa
 
 def test_virtualbox_gives_dev_env_its_memory_and_all_its_ports(virtualbox: VirtualBox, tmp_path: Path) -> None:
     # Its descriptor, with a small disk: what is in the disk does not matter here.
-    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
-    plan = make_plan(load_spec(PROJECT / "images.yaml"), "dev-env", project=PROJECT, tools=tools, today=date.today())  # noqa: DTZ011
+    export = the_stage(stages_of(plan_of("dev-env"), context_in(tmp_path)), ExportStage)
     disk = tmp_path / "disk.raw"
     disk.write_bytes(b"x" * (1 << 20))
     ova = virtualbox.tree.path / "tmp" / "dev-env.ova"
-    write_ova(disk, ova, appliance(plan), PROJECT / "templates/appliance.ovf.j2", level=1)
+    write_ova(disk, ova, appliance(export), PROJECT / "templates/appliance.ovf.j2", level=1)
     said = virtualbox.manage("import", "/tmp/dev-env.ova").output  # noqa: S108 - of the root directory
     assert "Successfully imported" in said
     machine = virtualbox.machine("dev-env")

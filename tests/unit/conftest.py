@@ -50,7 +50,7 @@ FILES = {
     "packer/image.pkr.hcl.j2": "",
     "templates/appliance.ovf.j2": "",
     "templates/Vagrantfile.j2": "",
-    "tests/image/test_tool.py": "",
+    **{f"tests/image/{name}.py": "" for name in ("conftest", "test_hygiene", "test_machine", "test_tool")},
 }
 
 

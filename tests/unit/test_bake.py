@@ -3,55 +3,54 @@ from __future__ import annotations
 import base64
 import io
 import sys
-from datetime import date
 from pathlib import Path
 
 import hcl2
 import pytest
 
-from tests.tools import step_into
+from tests.tools import context_in, plan_of, step_into
 from vmimage import PROJECT
 from vmimage.accelerator import Accelerator
 from vmimage.errors import BuildError
-from vmimage.layers import Layers
+from vmimage.layers import Layer, Layers
 from vmimage.packer import needs_plugins, write_plugins_file
-from vmimage.payload import environment, release_facts
-from vmimage.plan import Plan, StepPlan, make_plan
+from vmimage.payload import environment
 from vmimage.ports import Ports, own_ports
 from vmimage.render import render
 from vmimage.run import run
-from vmimage.spec import SEAL_STEP, load_spec
+from vmimage.spec import SEAL_STEP
 from vmimage.ssh import KeyPair
-from vmimage.stages.bake import _failure, _Position, packer_values, require_written
+from vmimage.stages.bake import BakeStage, _failure, _Position, bake_stage, packer_values, require_written
+from vmimage.stages.base import base_stage
 from vmimage.store import Store
 
 KEY = KeyPair(private=Path("/w/key"), public="ssh-ed25519 AAAA")
 
 
 @pytest.fixture
-def plan() -> Plan:
-    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
-    spec = load_spec(PROJECT / "images.yaml")
-    return make_plan(spec, "dev-env", project=PROJECT, tools=tools, today=date(2026, 11, 23))
+def bake(tmp_path: Path) -> BakeStage:
+    """The bake of dev-env."""
+    plan = plan_of("dev-env")
+    return bake_stage(plan, base_stage(plan, context_in(tmp_path / "context")))
 
 
 PORTS = Ports(ssh=20000, vnc=25000)
 
 
-def rendered(plan: Plan, folder: str = "/w", accelerator: Accelerator = "tcg") -> str:
-    scripts = [*(step.script for step in plan.steps), SEAL_STEP]
+def rendered(bake: BakeStage, folder: str = "/w", accelerator: Accelerator = "tcg") -> str:
+    scripts = [*(layer.script for layer in bake.layers), SEAL_STEP]
     values = packer_values(scripts, Path("/base"), Path(folder), KEY, accelerator, PORTS, 22000)
     return render(PROJECT / "packer" / "image.pkr.hcl.j2", values)
 
 
-def test_template_runs_every_step_in_order_and_seals_last(plan: Plan) -> None:
-    template = hcl2.load(io.StringIO(rendered(plan)))
+def test_template_runs_every_step_in_order_and_seals_last(bake: BakeStage) -> None:
+    template = hcl2.load(io.StringIO(rendered(bake)))
     kinds = [next(iter(provisioner.items())) for provisioner in template["build"][0]["provisioner"]]
     runs = [(kind, flat(settings["inline"])) for kind, settings in kinds]
     wanted = []
-    for step in plan.steps:
-        wanted += [("shell", f"/run/vmimage/run-step {step.script}")]
-        wanted += [("shell-local", f"{sys.executable} -m vmimage.snapshot {step.script} /w/after-{step.name}.qcow2")]
+    for layer in bake.layers:
+        frozen = f"{sys.executable} -m vmimage.snapshot {layer.script} /w/after-{layer.step_name}.qcow2"
+        wanted += [("shell", f"/run/vmimage/run-step {layer.script}"), ("shell-local", frozen)]
     assert runs == [*wanted, ("shell", "/run/vmimage/run-step 99-seal.sh")]
 
 
@@ -60,30 +59,30 @@ def flat(text: object) -> object:
     return flat(text[0]) if isinstance(text, list) else text
 
 
-def test_guest_is_shut_in_and_the_way_in_is_loopback(plan: Plan) -> None:
-    text = rendered(plan)
+def test_guest_is_shut_in_and_the_way_in_is_loopback(bake: BakeStage) -> None:
+    text = rendered(bake)
     assert "restrict=on" in text
     assert f"hostfwd=tcp:127.0.0.1:{PORTS.ssh}-:22" in text
     assert "password" not in text
 
 
-def test_login_key_is_in_memory_only(plan: Plan) -> None:
-    text = rendered(plan)
+def test_login_key_is_in_memory_only(bake: BakeStage) -> None:
+    text = rendered(bake)
     assert base64.b64encode(KEY.public.encode()).decode() in text
     assert "systemd.mount-extra=tmpfs:/root/.ssh:tmpfs" in text
 
 
-def test_awkward_paths_stay_one_string(plan: Plan) -> None:
+def test_awkward_paths_stay_one_string(bake: BakeStage) -> None:
     folder = '/a "b", ${c}/%{d}'
-    template = hcl2.load(io.StringIO(rendered(plan, folder)))
+    template = hcl2.load(io.StringIO(rendered(bake, folder)))
     (source,) = (source["qemu"]["image"] for source in template["source"])
     text = str(source["iso_url"])
     assert '"b"' in text.replace("\\", "")
 
 
-def test_accelerator_decides_the_processor(plan: Plan) -> None:
-    assert '"host"' in rendered(plan, accelerator="kvm")
-    assert '"host"' not in rendered(plan, accelerator="tcg")
+def test_accelerator_decides_the_processor(bake: BakeStage) -> None:
+    assert '"host"' in rendered(bake, accelerator="kvm")
+    assert '"host"' not in rendered(bake, accelerator="tcg")
 
 
 @pytest.mark.parametrize(
@@ -99,18 +98,18 @@ def test_plugins_are_required_from_1_11(tmp_path: Path, version: str, needed: bo
         assert "github.com/hashicorp/qemu" in str(required)
 
 
-def test_image_says_what_it_is(plan: Plan) -> None:
-    facts = release_facts(plan)
+def test_image_says_what_it_is(bake: BakeStage) -> None:
+    facts = bake.release_facts
     assert facts["image"] == "dev-env"
-    assert facts["versions"] == plan.versions
-    assert facts["build"] == plan.bake_stage.key
+    assert facts["versions"] == plan_of("dev-env").versions
+    assert facts["build"] == bake.key
 
 
-def test_environment_of_the_steps_is_shell(plan: Plan) -> None:
-    step = next(step for step in plan.steps if step.name == "50-k3s")
-    script = environment(step.script, step.pins) + 'echo "$PINS $K3S_AIRGAP_IMAGES_VERSION ${KUBECTL_VERSION-none}"'
+def test_environment_of_the_steps_is_shell(bake: BakeStage) -> None:
+    layer = next(layer for layer in bake.layers if layer.step_name == "50-k3s")
+    script = environment(layer.script, layer.pins) + 'echo "$PINS $K3S_AIRGAP_IMAGES_VERSION ${KUBECTL_VERSION-none}"'
     shown = run(["sh", "-euc", script]).output
-    assert shown == f"/run/vmimage/pins/50-k3s {plan.versions['k3s']} none", "a step sees its own pins only"
+    assert shown == f"/run/vmimage/pins/50-k3s {layer.pins['k3s']['version']} none", "a step sees its own pins only"
 
 
 PACKER_OUTPUT = """\
@@ -131,20 +130,22 @@ class NotedLayers(Layers):
     def __init__(self) -> None:
         self.given: list[tuple[str, Path]] = []
 
-    def add(self, step: StepPlan, file: Path) -> None:
-        self.given.append((step.script, file))
+    def add(self, layer: Layer, file: Path) -> None:
+        self.given.append((layer.script, file))
 
 
-def position_in(folder: Path, plan: Plan, said: list[str]) -> tuple[_Position, NotedLayers]:
+def position_in(folder: Path, bake: BakeStage, said: list[str]) -> tuple[_Position, NotedLayers]:
     (folder / "output").mkdir()
     (folder / "output/overlay.qcow2").touch()
     layers = NotedLayers()
-    return _Position(step_into(said), folder, layers, {step.script: step for step in plan.steps}), layers
+    return _Position(step_into(said), folder, layers, {layer.script: layer for layer in bake.layers}), layers
 
 
-def test_failed_step_is_named_with_its_own_output_and_what_came_before_is_a_layer(tmp_path: Path, plan: Plan) -> None:
+def test_failed_step_is_named_with_its_own_output_and_what_came_before_is_a_layer(
+    tmp_path: Path, bake: BakeStage
+) -> None:
     said: list[str] = []
-    position, layers = position_in(tmp_path, plan, said)
+    position, layers = position_in(tmp_path, bake, said)
     for line in PACKER_OUTPUT.splitlines():
         position.read(line)
     assert said == ["10-system", "20-kubectl"]
@@ -160,8 +161,8 @@ def test_failed_step_is_named_with_its_own_output_and_what_came_before_is_a_laye
     assert error.exit_code == 5
 
 
-def test_file_of_the_first_step_keeps_a_name_that_packer_does_not_remove(tmp_path: Path, plan: Plan) -> None:
-    position, _ = position_in(tmp_path, plan, [])
+def test_file_of_the_first_step_keeps_a_name_that_packer_does_not_remove(tmp_path: Path, bake: BakeStage) -> None:
+    position, _ = position_in(tmp_path, bake, [])
     position.read("    qemu.image: vmimage-step: start 10-system.sh")
     assert position.kept != position.file
     assert position.kept.samefile(position.file)
@@ -175,10 +176,10 @@ def test_bakes_at_the_same_time_have_ports_of_their_own(tmp_path: Path) -> None:
         assert again == first
 
 
-def test_failure_outside_of_a_step_shows_the_console(tmp_path: Path, plan: Plan) -> None:
+def test_failure_outside_of_a_step_shows_the_console(tmp_path: Path, bake: BakeStage) -> None:
     serial = tmp_path / "serial.log"
     serial.write_text("Kernel panic - not syncing\n")
-    position, _ = position_in(tmp_path, plan, [])
+    position, _ = position_in(tmp_path, bake, [])
     error = _failure("dev-env", position, "Timeout waiting for SSH.\n", serial)
     assert "Timeout waiting for SSH." in error.message
     assert "Kernel panic" in error.message

@@ -59,8 +59,8 @@ def test_nothing_changed_but_what_it_builds_on() -> None:
 
 
 def test_only_the_same_step_is_compared() -> None:
-    layer = {"step": "10-system.sh", "after": "base/1"}
-    assert why_new(layer, [{"step": "20-kubectl.sh", "after": "base/1"}]) == "nothing like it was made before"
+    layer = {"script": "10-system.sh", "after": "base/1"}
+    assert why_new(layer, [{"script": "20-kubectl.sh", "after": "base/1"}]) == "nothing like it was made before"
     assert why_new(layer, []) == "nothing like it was made before"
 
 

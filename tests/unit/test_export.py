@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from tests.tools import step_into
-from vmimage import PROJECT
+from tests.tools import context_in, plan_of, step_into
 from vmimage.errors import BuildError
 from vmimage.formats.opened import kind_of, open_disk
-from vmimage.plan import Plan, make_plan
+from vmimage.pipeline import stages_of, the_stage
 from vmimage.run import run
-from vmimage.spec import FormatName, Formats, load_spec
-from vmimage.stages.export import make_export
+from vmimage.spec import FormatName, Formats
+from vmimage.stages.export import ExportStage, make_export
 
 KINDS: tuple[FormatName, ...] = get_args(FormatName)
 
 
 @pytest.fixture
-def plan() -> Plan:
-    """Toolbox with all formats."""
-    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
-    spec = load_spec(PROJECT / "images.yaml")
-    made = make_plan(spec, "toolbox", project=PROJECT, tools=tools, today=date(2026, 11, 23))
-    return replace(
-        made, image=made.image.model_copy(update={"formats": Formats.model_validate({kind: {} for kind in KINDS})})
-    )
+def stage(tmp_path: Path) -> ExportStage:
+    """The export of toolbox with all formats."""
+    stages = stages_of(plan_of("toolbox"), context_in(tmp_path / "context"))
+    return replace(the_stage(stages, ExportStage), formats=Formats.model_validate({kind: {} for kind in KINDS}))
 
 
 @pytest.fixture
@@ -44,16 +38,16 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def export(plan: Plan, disk: Path, work: Path) -> dict[FormatName, Path]:
+def export(stage: ExportStage, disk: Path, work: Path) -> dict[FormatName, Path]:
     work.mkdir()
-    meta = make_export(plan, disk, work, step_into([]))
+    meta = make_export(stage, disk, work, step_into([]))
     files = meta["files"]
     assert isinstance(files, dict)
     return {kind: work / facts["name"] for kind, facts in files.items()}
 
 
-def test_every_format_holds_the_disk(plan: Plan, disk: Path, tmp_path: Path) -> None:
-    files = export(plan, disk, tmp_path / "work")
+def test_every_format_holds_the_disk(stage: ExportStage, disk: Path, tmp_path: Path) -> None:
+    files = export(stage, disk, tmp_path / "work")
     assert set(files) == set(KINDS)
     assert set((tmp_path / "work").iterdir()) == set(files.values()), "and nothing else is left"
     for kind, path in files.items():
@@ -64,21 +58,23 @@ def test_every_format_holds_the_disk(plan: Plan, disk: Path, tmp_path: Path) -> 
         run(["qemu-img", "compare", "-f", "raw", "-F", opened.format, disk, opened.path])
 
 
-def test_same_disk_gives_the_same_bytes(plan: Plan, disk: Path, tmp_path: Path) -> None:
-    first, second = export(plan, disk, tmp_path / "a"), export(plan, disk, tmp_path / "b")
+def test_same_disk_gives_the_same_bytes(stage: ExportStage, disk: Path, tmp_path: Path) -> None:
+    first, second = export(stage, disk, tmp_path / "a"), export(stage, disk, tmp_path / "b")
     same = {kind for kind in KINDS if first[kind].read_bytes() == second[kind].read_bytes()}
     # qemu-img puts random identifiers into a vhdx.
     assert same == set(KINDS) - {"vhdx"}
 
 
-def test_vhdx_has_no_holes(plan: Plan, disk: Path, tmp_path: Path) -> None:
-    facts = export(plan, disk, tmp_path / "work")["vhdx"].stat()
+def test_vhdx_has_no_holes(stage: ExportStage, disk: Path, tmp_path: Path) -> None:
+    facts = export(stage, disk, tmp_path / "work")["vhdx"].stat()
     assert facts.st_blocks * 512 >= facts.st_size
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_full_disk_is_an_error_that_names_the_file(plan: Plan, disk: Path, tmp_path: Path, kind: FormatName) -> None:
-    one = replace(plan, image=plan.image.model_copy(update={"formats": Formats.model_validate({kind: {}})}))
+def test_full_disk_is_an_error_that_names_the_file(
+    stage: ExportStage, disk: Path, tmp_path: Path, kind: FormatName
+) -> None:
+    one = replace(stage, formats=Formats.model_validate({kind: {}}))
     work = tmp_path / "work"
     work.mkdir()
     (work / f"toolbox-amd64.{kind}").symlink_to("/dev/full")

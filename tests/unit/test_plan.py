@@ -1,41 +1,35 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.tools import MONDAY, context_in, plan_of
 from vmimage.errors import InputError
-from vmimage.plan import Plan, Source, make_plan, period
-from vmimage.spec import load_spec
-
-TOOLS = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
-MONDAY = date(2026, 11, 23)
+from vmimage.pipeline import stages_of
+from vmimage.plan import Plan, Source, period
 
 
-def planned(
-    project: Path, *, mirrors: Sequence[str] = (), debian_mirrors: Sequence[str] = (), today: date = MONDAY
-) -> Plan:
-    spec = load_spec(project / "images.yaml")
-    return make_plan(
-        spec, None, project=project, mirrors=mirrors, debian_mirrors=debian_mirrors, tools=TOOLS, today=today
-    )
+def planned(project: Path, **more: Any) -> Plan:
+    return plan_of(None, project, **more)
 
 
-def keys(plan: Plan) -> tuple[str, str, str]:
-    return plan.base_stage.key, plan.bake_stage.key, plan.export_stage.key
+def keys(project: Path, **more: Any) -> dict[str, str]:
+    """Return stage -> key, as far as they are known before anything is made."""
+    stages = stages_of(planned(project, **more), context_in(project.parent))
+    return {stage.name: stage.key for stage in stages if stage.name in ("base", "bake", "export")}
 
 
-def changed(project: Path, before: Plan, after: Plan) -> list[str]:
-    names = ("base", "bake", "export")
-    return [name for name, old, new in zip(names, keys(before), keys(after), strict=True) if old != new]
+def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    return [name for name in before if before[name] != after[name]]
 
 
 def test_what_is_planned(project: Path) -> None:
     plan = planned(project)
     assert plan.name == "small"
-    assert [(step.script, [pin.name for pin in step.pins]) for step in plan.steps] == [("20-tool.sh", ["tool"])]
+    assert plan.scripts == ["20-tool.sh", "99-seal.sh"]
     assert plan.packages == ("systemd", "openssh-server", "fuse3")
     assert plan.versions == {"tool": "v1.2.3+x1"}
     assert plan.disk_bytes == 8 << 30
@@ -70,11 +64,11 @@ def test_mirrors_come_first_by_our_name_and_by_upstreams(project: Path) -> None:
 
 
 def test_same_inputs_same_keys(project: Path) -> None:
-    assert keys(planned(project)) == keys(planned(project))
+    assert keys(project) == keys(project)
 
 
 def test_mirrors_of_pins_change_no_key_since_the_digest_decides(project: Path) -> None:
-    assert not changed(project, planned(project), planned(project, mirrors=["/srv"]))
+    assert not changed(keys(project), keys(project, mirrors=["/srv"]))
 
 
 @pytest.mark.parametrize(
@@ -92,30 +86,30 @@ def test_mirrors_of_pins_change_no_key_since_the_digest_decides(project: Path) -
     ],
 )
 def test_a_changed_file_changes_what_reads_it(project: Path, name: str, expected: list[str]) -> None:
-    before = planned(project)
+    before = keys(project)
     (project / name).write_text("# changed\n")
-    assert changed(project, before, planned(project)) == expected
+    assert changed(before, keys(project)) == expected
 
 
 def test_of_a_template_for_the_guest_what_it_renders_to_counts(project: Path) -> None:
     template = project / "provision/files/20-tool/etc/tool.conf.j2"
     template.write_text("name = {{ image }}\n")
-    before = planned(project)
+    before = keys(project)
     template.write_text("{# a word to who reads it #}name = {{ image }}\n")
-    assert not changed(project, before, planned(project))
+    assert not changed(before, keys(project))
     template.write_text("name = the {{ image }}\n")
-    assert changed(project, before, planned(project)) == ["bake", "export"]
+    assert changed(before, keys(project)) == ["bake", "export"]
     template.write_text("name = {{ imgae }}\n")
     with pytest.raises(
         InputError, match=r"cannot render provision/files/20-tool/etc/tool\.conf\.j2: 'imgae' is undefined"
     ):
-        planned(project)
+        keys(project)
 
 
 def test_mode_of_a_file_counts(project: Path) -> None:
-    before = planned(project)
+    before = keys(project)
     (project / "provision/20-tool.sh").chmod(0o755)
-    assert changed(project, before, planned(project)) == ["bake", "export"]
+    assert changed(before, keys(project)) == ["bake", "export"]
 
 
 @pytest.mark.parametrize(
@@ -133,15 +127,15 @@ def test_mode_of_a_file_counts(project: Path) -> None:
     ],
 )
 def test_a_changed_key_changes_what_depends_on_it(project: Path, old: str, new: str, expected: list[str]) -> None:
-    before = planned(project)
+    before = keys(project)
     path = project / "images.yaml"
     path.write_text(path.read_text().replace(old, new))
-    assert changed(project, before, planned(project)) == expected
+    assert changed(before, keys(project)) == expected
 
 
 def test_base_is_made_anew_in_another_week(project: Path) -> None:
-    assert not changed(project, planned(project), planned(project, today=date(2026, 11, 29)))
-    assert "base" in changed(project, planned(project), planned(project, today=date(2026, 11, 30)))
+    assert not changed(keys(project), keys(project, today=date(2026, 11, 29)))
+    assert "base" in changed(keys(project), keys(project, today=date(2026, 11, 30)))
 
 
 def test_periods() -> None:
@@ -160,4 +154,4 @@ def test_disk_smaller_than_the_base(project: Path) -> None:
 def test_missing_file_of_the_project(project: Path) -> None:
     (project / "provision/run-step").unlink()
     with pytest.raises(InputError, match="run-step"):
-        planned(project)
+        keys(project)

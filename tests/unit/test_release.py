@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from vmimage import PROJECT
 from vmimage.errors import InputError, VerifyError
-from vmimage.plan import Plan, make_plan
-from vmimage.spec import FormatName, load_spec
+from vmimage.spec import FormatName
 from vmimage.stages import release as releasing
 from vmimage.stages.release import (
     Release,
     choose,
+    fill_release,
     find_release,
     is_of,
     latest_releases,
-    make_release,
+    publish_release,
     publishing,
     releases,
     sweep,
+    version_of,
 )
 
 BODY = b"an image"
@@ -34,12 +34,7 @@ VERDICT = {
     "checks": [{"name": "qcow2-virtio-bios", "seconds_to_ssh": 60.1, "tests": 20, "failures": []}],
 }
 DAY = date(2026, 11, 23)
-
-
-@pytest.fixture
-def plan() -> Plan:
-    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
-    return make_plan(load_spec(PROJECT / "images.yaml"), "toolbox", project=PROJECT, tools=tools, today=DAY)
+KEY = "0123456789abcdef"
 
 
 @pytest.fixture
@@ -50,7 +45,7 @@ def export(tmp_path: Path) -> Path:
     return folder
 
 
-def make(plan: Plan, export: Path, dist: Path, *, verdict: object = None, today: date = DAY) -> Release:
+def make(export: Path, dist: Path, *, verdict: object = None, today: date = DAY) -> Release:
     manifest = {
         "summary": "s", "suite": "trixie", "arch": "amd64", "released": "now",
         "machine": {"cpus": 2, "memory": "2 GiB"},
@@ -59,20 +54,26 @@ def make(plan: Plan, export: Path, dist: Path, *, verdict: object = None, today:
     files: dict[FormatName, dict[str, object]] = {
         "qcow2": {"name": "toolbox-amd64.qcow2", "bytes": len(BODY), "sha256": DIGEST}
     }
-    return make_release(
-        plan,
-        export=export,
-        files=files,
-        verdict=verdict or VERDICT,  # type: ignore[arg-type]
-        manifest=manifest,
-        dist=dist,
-        today=today,
+    version = version_of(KEY, today)
+    return publish_release(
+        dist / "toolbox",
+        version,
+        lambda work: fill_release(
+            work,
+            image="toolbox",
+            arch="amd64",
+            version=version,
+            export=export,
+            files=files,
+            verdict=verdict or VERDICT,  # type: ignore[arg-type]
+            manifest=manifest,
+        ),
     )
 
 
-def test_release_is_whole(plan: Plan, export: Path, tmp_path: Path) -> None:
-    done = make(plan, export, tmp_path / "dist")
-    assert done.path.name == f"20261123-{plan.export_stage.key[:8]}"
+def test_release_is_whole(export: Path, tmp_path: Path) -> None:
+    done = make(export, tmp_path / "dist")
+    assert done.path.name == f"20261123-{KEY[:8]}"
     names = {path.name for path in done.path.iterdir()}
     assert names == {f"toolbox-{done.version}-amd64.qcow2", "manifest.json", "README.md", "SHA256SUMS"}
     assert json.loads((done.path / "manifest.json").read_text())["files"]["qcow2"]["sha256"] == DIGEST
@@ -95,40 +96,38 @@ def test_release_is_whole(plan: Plan, export: Path, tmp_path: Path) -> None:
     ],
 )
 def test_without_a_verdict_on_these_bytes_nothing_is_released(
-    plan: Plan, export: Path, tmp_path: Path, verdict: object, why: str
+    export: Path, tmp_path: Path, verdict: object, why: str
 ) -> None:
     with pytest.raises(VerifyError, match=why) as refused:
-        make(plan, export, tmp_path / "dist", verdict=verdict)
+        make(export, tmp_path / "dist", verdict=verdict)
     assert refused.value.exit_code == 6
     assert not list((tmp_path / "dist/toolbox").iterdir())
 
 
-def test_file_changed_after_its_verdict_is_not_released(plan: Plan, export: Path, tmp_path: Path) -> None:
-    first = make(plan, export, tmp_path / "dist")
+def test_file_changed_after_its_verdict_is_not_released(export: Path, tmp_path: Path) -> None:
+    first = make(export, tmp_path / "dist")
     (export / "toolbox-amd64.qcow2").unlink()
     (export / "toolbox-amd64.qcow2").write_bytes(BODY + b"!")
     with pytest.raises(VerifyError, match="is not the file that was verified"):
-        make(plan, export, tmp_path / "dist", today=date(2026, 11, 24))
+        make(export, tmp_path / "dist", today=date(2026, 11, 24))
     assert [release.version for release in releases(tmp_path / "dist")] == [first.version]
     assert (tmp_path / "dist/toolbox/latest").resolve() == first.path
 
 
 def test_failure_on_the_way_leaves_no_half_release(
-    plan: Plan, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(releasing, "sync_tree", full)
     with pytest.raises(OSError, match="No space"):
-        make(plan, export, tmp_path / "dist")
+        make(export, tmp_path / "dist")
     assert not list((tmp_path / "dist/toolbox").iterdir())
 
 
-def test_release_serves_what_it_is_proven_for_and_is_not_proven_less_later(
-    plan: Plan, export: Path, tmp_path: Path
-) -> None:
-    release = make(plan, export, tmp_path / "dist")
+def test_release_serves_what_it_is_proven_for_and_is_not_proven_less_later(export: Path, tmp_path: Path) -> None:
+    release = make(export, tmp_path / "dist")
     assert is_of(release, VERDICT, check=True)
     more = {**VERDICT, "checks": [*VERDICT["checks"], {"name": "qcow2-virtio-uefi"}]}  # type: ignore[misc]
     assert not is_of(release, more, check=False), "it is released again, with the fuller verdict"
@@ -139,18 +138,18 @@ def test_release_serves_what_it_is_proven_for_and_is_not_proven_less_later(
     assert not is_of(release, VERDICT, check=False)
 
 
-def test_latest_moves_on(plan: Plan, export: Path, tmp_path: Path) -> None:
-    make(plan, export, tmp_path / "dist")
-    second = make(plan, export, tmp_path / "dist", today=date(2026, 11, 24))
+def test_latest_moves_on(export: Path, tmp_path: Path) -> None:
+    make(export, tmp_path / "dist")
+    second = make(export, tmp_path / "dist", today=date(2026, 11, 24))
     assert (tmp_path / "dist/toolbox/latest").readlink() == Path(second.version)
     assert len(releases(tmp_path / "dist")) == 2
-    found = find_release(tmp_path / "dist", "toolbox", plan.export_stage.key)
+    found = find_release(tmp_path / "dist", "toolbox", KEY)
     assert found
     assert found.version == second.version
 
 
-def test_sweep_removes_what_a_killed_release_left(plan: Plan, export: Path, tmp_path: Path) -> None:
-    done = make(plan, export, tmp_path / "dist")
+def test_sweep_removes_what_a_killed_release_left(export: Path, tmp_path: Path) -> None:
+    done = make(export, tmp_path / "dist")
     folder = tmp_path / "dist/toolbox"
     (folder / ".20261123-aaaaaaaa-bbbbbbbb").mkdir()
     (folder / ".20261123-aaaaaaaa-bbbbbbbb" / "half").write_text("")
@@ -161,8 +160,8 @@ def test_sweep_removes_what_a_killed_release_left(plan: Plan, export: Path, tmp_
     assert {path.name for path in folder.iterdir()} == {done.version, "latest", ".keep-me"}
 
 
-def test_sweep_leaves_alone_what_another_process_publishes(plan: Plan, export: Path, tmp_path: Path) -> None:
-    make(plan, export, tmp_path / "dist")
+def test_sweep_leaves_alone_what_another_process_publishes(export: Path, tmp_path: Path) -> None:
+    make(export, tmp_path / "dist")
     folder = tmp_path / "dist/toolbox"
     with publishing(folder) as alone:
         assert alone
@@ -189,8 +188,8 @@ def test_latest_is_where_the_link_leads_and_else_what_was_released_last(tmp_path
     assert [release.version for release in latest_releases(tmp_path / "dist")] == ["20261123-ffffffff"]
 
 
-def test_choosing_a_release(plan: Plan, export: Path, tmp_path: Path) -> None:
-    done = make(plan, export, tmp_path / "dist")
+def test_choosing_a_release(export: Path, tmp_path: Path) -> None:
+    done = make(export, tmp_path / "dist")
     assert choose(tmp_path / "dist", "toolbox", None).version == done.version
     assert choose(tmp_path / "dist", "toolbox", done.version).path == done.path
     with pytest.raises(InputError, match="holds no release 20200101-00000000 of toolbox"):

@@ -4,13 +4,14 @@ import contextlib
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from datetime import date
+from dataclasses import replace
 from pathlib import Path
 
 import paramiko
 import pytest
 
-from vmimage import PROJECT, checks
+from tests.tools import context_in, plan_of
+from vmimage import checks
 from vmimage.checks import Check, dealt_tests, read_junit
 from vmimage.console import Console, Step
 from vmimage.disk import RawDisk
@@ -18,14 +19,15 @@ from vmimage.errors import VerifyError
 from vmimage.host import Firmware
 from vmimage.machine import Hardware
 from vmimage.matrix import boots
-from vmimage.plan import make_plan
+from vmimage.pipeline import stages_of, the_stage
 from vmimage.run import run
 from vmimage.settings import options
-from vmimage.spec import load_spec
+from vmimage.spec import Formats
 from vmimage.stages.base import write_disk
+from vmimage.stages.export import ExportStage
 from vmimage.stages.verify import File, Subject, image_facts, verify
 from vmimage.store import Store
-from vmimage.verification import verify_file, verify_inputs
+from vmimage.verification import VerifyStage, verify_file
 
 FACTS = {"components": ["system", "kubectl", "helm", "sshfs", "bootloader"]}
 
@@ -174,17 +176,31 @@ def test_session_with_a_stand_in_that_breaks_off_is_a_failed_check_and_its_evide
     assert f"verdict, consoles and screenshots: {tmp_path}/log/verify" in refused.value.hint
 
 
-def test_firmware_counts_by_its_bytes(tmp_path: Path) -> None:
-    tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "1.0")
-    spec = load_spec(PROJECT / "images.yaml")
-    plan = make_plan(spec, "toolbox", project=PROJECT, tools=tools, today=date(2026, 11, 23))
+def test_firmware_counts_by_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = the_stage(stages_of(plan_of("toolbox"), context_in(tmp_path)), VerifyStage)
     firmware = Firmware(code=tmp_path / "code.fd", variables=tmp_path / "vars.fd")
+    monkeypatch.setattr("vmimage.host.find_uefi", lambda: firmware)
+    monkeypatch.setattr(VerifyStage, "build_key", "ssh-ed25519 AAAA")
+    monkeypatch.setattr(ExportStage, "exported", {"qcow2": {"sha256": "0" * 64}})
     seen = []
     for code, variables in (("a", "a"), ("b", "a"), ("b", "b")):
         firmware.code.write_text(code)
         firmware.variables.write_text(variables)
-        seen.append(verify_inputs(plan, {}, [], {"qemu-system-x86_64": "7.2"}, firmware))
-    assert seen[0] != seen[1] != seen[2]
+        seen.append(stage.key)
+    assert len(set(seen)) == 3
+
+
+def test_verdict_depends_on_the_bytes_and_not_on_how_they_came_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VerifyStage, "build_key", "ssh-ed25519 AAAA")
+    stage = the_stage(stages_of(plan_of("toolbox"), context_in(tmp_path)), VerifyStage)
+    keys = []
+    for digest, level in (("0", 5), ("0", 6), ("1", 6)):
+        monkeypatch.setattr(ExportStage, "exported", {"ova": {"sha256": digest * 64}})
+        export = replace(stage.export, formats=Formats.model_validate({"ova": {"level": level}}))
+        keys.append(replace(stage, after=export).key)
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_file_that_its_importers_would_refuse(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ The login key reaches the guest as a systemd credential and lives in a tmpfs the
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from vmimage import PROJECT
@@ -25,17 +28,19 @@ from vmimage.files import disk_use, place
 from vmimage.host import tool_version
 from vmimage.kept import DISK as KEPT_DISK
 from vmimage.kept import keep_disk, write_enter
-from vmimage.layers import Layers
+from vmimage.layers import EDITION, Layer, Layers, layers_of
 from vmimage.machine import qemu_value
 from vmimage.packer import packer, plugins_ready, write_plugins_file
 from vmimage.payload import LABEL, MOUNT, write_payload
-from vmimage.plan import Plan, StepPlan
+from vmimage.plan import Plan, digests, guest_values, machine_files, step_files
 from vmimage.ports import Ports, own_ports
 from vmimage.render import render
 from vmimage.run import run, tail
 from vmimage.snapshot import DRIVE, SOCKET
 from vmimage.spec import SEAL_STEP
 from vmimage.ssh import KeyPair, answered_port, make_key
+from vmimage.stages.base import BaseStage
+from vmimage.stages.stage import StoredStage, planned
 
 DISK = "disk.raw"
 OVERLAY = "overlay.qcow2"
@@ -50,6 +55,89 @@ CPUS = 2
 VNC_BASE = 5900
 
 _STEP_LINE = re.compile(r"vmimage-step: (start|done|layer) (\S+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakeStage(StoredStage):
+    """The sealed disk of an image.
+
+    Attributes:
+        after: The layer of the last step, or the base where there is no step.
+        disk: Bytes that it has in the end.
+        facts: What the image says of itself.
+        files: Digests of the project's files that the machine and the seal are made from.
+    """
+
+    name = "bake"
+    edition = EDITION
+
+    image: str
+    disk: int
+    facts: Mapping[str, object]
+    files: Mapping[str, str]
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of its steps, the lowest first."""
+        found = list[Layer]()
+        below = self.after
+        while isinstance(below, Layer):
+            found.insert(0, below)
+            below = below.after
+        return tuple(found)
+
+    @property
+    def made_from(self) -> StoredStage | None:
+        """The base: its layers are made, or found, while it is made itself."""
+        base = self.layers[0].after if self.layers else self.after
+        assert isinstance(base, BaseStage)  # noqa: S101 - `bake_stage` builds nothing else
+        return base
+
+    @property
+    def release_facts(self) -> Mapping[str, object]:
+        """What the image says of itself in /etc/vmimage/release.json."""
+        return {"image": self.image, **self.facts, "build": self.key}
+
+    @property
+    def why(self) -> str:
+        return f"{len(self.layers)} steps: {', '.join(layer.step_name for layer in self.layers)}"
+
+    def make(self, work: Path, step: Step) -> Mapping[str, object]:
+        context = self.context
+        assert self.made_from  # noqa: S101 - the base
+        base = self.made_from.result
+        with contextlib.closing(Layers(self.layers, base, context.store, step, start=context.start_step)) as layers:
+            return make_bake(self, base.path, layers, work, context.accelerator(), step, keep=context.keep)
+
+    def planned(self) -> Iterator[tuple[str, str, str]]:
+        store, there = self.context.store, self.find()
+        assert self.made_from  # noqa: S101 - the base
+        below = self.made_from.find()
+        for layer in self.layers:
+            below = store.find(layer.name, layer.inputs, below=below) if below else None
+            name, state, why = planned(layer, layer.step_name, below, store)
+            # A layer that is not there is only made for a bake that is not there.
+            yield name, "unused" if there and state == "make" else state, why
+        yield planned(self, "seal", there, store)
+
+
+def bake_stage(plan: Plan, base: BaseStage) -> BakeStage:
+    """Return the sealed disk of an image, made from its base."""
+    layers = layers_of(plan, base)
+    files = [*machine_files(plan.project), *step_files(plan.project, SEAL_STEP)]
+    return BakeStage(
+        context=base.context,
+        after=layers[-1] if layers else base,
+        image=plan.name,
+        disk=plan.disk_bytes,
+        facts={
+            "summary": plan.image.summary,
+            "components": list(plan.image.components),
+            "versions": plan.versions,
+        },
+        files=digests(plan.project, files, guest_values(plan.name)),
+    )
+
 
 UNNEEDED = [
     *(f"modprobe@{module}.service" for module in ("configfs", "dm_mod", "drm", "efi_pstore", "fuse", "loop")),
@@ -182,9 +270,8 @@ def frozen(folder: Path, script: str) -> Path:
 
 
 def make_bake(
-    plan: Plan,
+    bake: BakeStage,
     base: Path,
-    files: Mapping[str, Path],
     layers: Layers,
     work: Path,
     accelerator: Accelerator,
@@ -196,7 +283,6 @@ def make_bake(
 
     Args:
         base: Folder of the base stage's result.
-        files: Pin name -> verified file.
         layers: Where to begin, and what takes the disk after each step.
         keep: Where a failed bake's disk goes, ready to be opened.
 
@@ -206,22 +292,24 @@ def make_bake(
     folder = work / "packer"
     folder.mkdir()
     key = make_key(folder)
-    remaining = plan.steps[layers.done :]
-    scripts = [*(step.script for step in remaining), SEAL_STEP]
+    remaining = bake.layers[layers.done :]
+    scripts = [*(layer.script for layer in remaining), SEAL_STEP]
     step.now("write the payload disk")
-    write_payload(plan, scripts, files, folder / "payload", folder / PAYLOAD)
+    pins: dict[str, Mapping[str, Mapping[str, str]]] = {layer.script: layer.pins for layer in remaining}
+    pins[SEAL_STEP] = {}
+    write_payload(bake.image, pins, bake.release_facts, layers.store.file, folder / "payload", folder / PAYLOAD)
     beneath, beneath_format = layers.top
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", beneath, "-F", beneath_format, folder / OVERLAY])
-    behind = f", behind {plan.steps[layers.done - 1].name}" if layers.done else ""
+    behind = f", behind {bake.layers[layers.done - 1].step_name}" if layers.done else ""
     step.now(f"boot the base{behind}")
-    position = _Position(step, folder, layers, {step.script: step for step in remaining})
+    position = _Position(step, folder, layers, {layer.script: layer for layer in remaining})
     with own_ports(layers.store) as ports, answered_port(ports.ssh) as ssh_port:
         values = packer_values(scripts, base, folder, key, accelerator, ports, ssh_port)
         (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
         _prepare_plugins(folder, step)
         done = packer("build", folder, "-color=false", timeout=TIMEOUT_SECONDS, on_line=position.read)
     if done.returncode:
-        error = _failure(plan.name, position, done.output, folder / SERIAL)
+        error = _failure(bake.image, position, done.output, folder / SERIAL)
         if keep and layers.kept_all and position.kept.exists():
             error.hint += f"\nlook inside: {_keep(keep, position, layers.top, base, folder, accelerator)}"
         raise error
@@ -229,9 +317,9 @@ def make_bake(
     disk = work / DISK
     step.now("flatten and check the disk")
     run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", position.file, disk])
-    seal_disk(disk, plan.disk_bytes)
+    seal_disk(disk, bake.disk)
     shutil.rmtree(folder)
-    step.outcome = f"{len(scripts)} of {len(plan.steps) + 1} steps run, {disk_use(work) >> 20} MiB"
+    step.outcome = f"{len(scripts)} of {len(bake.layers) + 1} steps run, {disk_use(work) >> 20} MiB"
     return {"build_key": key.public, "accelerator": accelerator, "steps": scripts}
 
 
@@ -262,13 +350,13 @@ class _Position:
         file: The file that the machine writes to.
     """
 
-    def __init__(self, step: Step, folder: Path, layers: Layers, steps: Mapping[str, StepPlan]) -> None:
+    def __init__(self, step: Step, folder: Path, layers: Layers, wanted: Mapping[str, Layer]) -> None:
         self.current = ""
         self.output: list[str] = []
         self.file = folder / OUTPUT / OVERLAY
         self._folder = folder
         self._layers = layers
-        self._steps = steps
+        self._wanted = wanted
         self._failed = False
         self._step = step
 
@@ -286,7 +374,7 @@ class _Position:
             self._step.now(match[2].removesuffix(".sh"))
         elif match and match[1] == "layer":
             require_written(self._folder / SERIAL)
-            self._layers.add(self._steps[match[2]], self.file)
+            self._layers.add(self._wanted[match[2]], self.file)
             self.file = frozen(self._folder, match[2])
         elif match:
             self.current = ""

@@ -9,14 +9,16 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from vmimage import PROJECT
+from vmimage import PROJECT, host
 from vmimage.console import Step
 from vmimage.errors import BuildError
 from vmimage.files import disk_use, remove_tree
-from vmimage.plan import BASE_DISK_BYTES, Plan
+from vmimage.plan import BASE_DISK_BYTES, Plan, digests
 from vmimage.run import Confine, run
+from vmimage.stages.stage import BuildContext, StoredStage
 
 DISK = "disk.raw"
 KERNEL = "vmlinuz"
@@ -43,36 +45,90 @@ type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, name=root
 """
 
 
-def mmdebstrap_command(plan: Plan, tree: Path, hook: Path = HOOK) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class BaseStage(StoredStage):
+    """A disk with an operating system and no components.
+
+    Attributes:
+        packages: Those that are asked for.
+        exclude: Patterns of files that are not unpacked (dpkg's path-exclude); of those, `keep` is (path-include).
+        initrd: Drivers in the initrd; none for what Debian puts there.
+        period: The span of time for which the lists of packages are good.
+        mirrors: Lines for sources.list; none for mmdebstrap's default.
+        files: Digests of the project's files that customize it.
+        tools: Versions of tools that what comes out depends on.
+    """
+
+    name = "base"
+    edition = 3
+
+    suite: str
+    arch: str
+    packages: tuple[str, ...]
+    exclude: tuple[str, ...]
+    keep: tuple[str, ...]
+    initrd: tuple[str, ...]
+    period: str
+    mirrors: tuple[str, ...]
+    files: Mapping[str, str]
+    tools: Mapping[str, str]
+
+    @property
+    def why(self) -> str:
+        return f"{self.suite}, {len(self.packages)} packages asked for, lists of {self.period}"
+
+    def make(self, work: Path, step: Step) -> Mapping[str, object]:
+        host.require_user_namespaces()
+        return make_base(self, work, step)
+
+
+def base_stage(plan: Plan, context: BuildContext) -> BaseStage:
+    """Return the base of an image."""
+    return BaseStage(
+        context=context,
+        suite=plan.base.suite,
+        arch=plan.base.arch,
+        packages=tuple(sorted(plan.packages)),
+        exclude=plan.base.exclude,
+        keep=plan.base.keep,
+        initrd=plan.base.initrd,
+        period=plan.period,
+        mirrors=plan.debian_mirrors,
+        files=digests(plan.project, [HOOK.relative_to(PROJECT)]),
+        tools={tool: plan.tools[tool] for tool in ("mmdebstrap", "mke2fs")},
+    )
+
+
+def mmdebstrap_command(base: BaseStage, tree: Path, hook: Path = HOOK) -> list[str]:
     """Return the command that unpacks the base into `tree` and lets `hook` customize it; pure."""
     return [
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",
         "--format=directory",
-        f"--architectures={plan.base.arch}",
-        f"--include={','.join(plan.packages)}",
+        f"--architectures={base.arch}",
+        f"--include={','.join(base.packages)}",
         "--aptopt=Apt::Install-Recommends false",
         # No flush after every file: a base that was cut short is thrown away.
         "--dpkgopt=force-unsafe-io",
         # dpkg(1): of the patterns that match a path, the last decides.
-        *(f"--dpkgopt=path-exclude={path}" for path in plan.base.exclude),
-        *(f"--dpkgopt=path-include={path}" for path in plan.base.keep),
+        *(f"--dpkgopt=path-exclude={path}" for path in base.exclude),
+        *(f"--dpkgopt=path-include={path}" for path in base.keep),
         f"--customize-hook={hook}",
-        plan.base.suite,
+        base.suite,
         str(tree),
-        *plan.debian_mirrors,
+        *base.mirrors,
     ]
 
 
-def make_base(plan: Plan, work: Path, step: Step, hook: Path = HOOK) -> Mapping[str, object]:
+def make_base(base: BaseStage, work: Path, step: Step, hook: Path = HOOK) -> Mapping[str, object]:
     """Make disk.raw, the kernel and initrd to start it directly, and packages.json in `work`."""
     tree = work / "tree"
-    step.now(f"unpack {len(plan.packages)} packages and what they need")
+    step.now(f"unpack {len(base.packages)} packages and what they need")
     run(
-        mmdebstrap_command(plan, tree, hook),
+        mmdebstrap_command(base, tree, hook),
         confine=Confine.FAKE_ROOT,
-        env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8", "INITRD": "No", "INITRD_DRIVERS": " ".join(plan.base.initrd)},
+        env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8", "INITRD": "No", "INITRD_DRIVERS": " ".join(base.initrd)},
         timeout=TIMEOUT_SECONDS,
         on_line=lambda line: step.now(line.removeprefix("I: ")) if line.startswith("I: ") else None,
     )

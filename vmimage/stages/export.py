@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from vmimage import PROJECT
 from vmimage.console import Step, human_bytes
@@ -18,22 +20,79 @@ from vmimage.formats.qcow2 import write_qcow2
 from vmimage.formats.raw_zst import write_raw_zst
 from vmimage.formats.vmdk import write_vmdk
 from vmimage.machine import all_forwards
-from vmimage.plan import APPLIANCE_TEMPLATE, VAGRANT_TEMPLATE, Plan
+from vmimage.plan import Plan, digests
 from vmimage.run import run
-from vmimage.spec import FormatName, port_range, size_bytes
+from vmimage.spec import FormatName, Formats, Machine, port_range, size_bytes
+from vmimage.stages.bake import DISK, BakeStage
+from vmimage.stages.stage import StoredStage
 
 VENDOR = "vmimage"
+APPLIANCE_TEMPLATE = Path("templates/appliance.ovf.j2")
+VAGRANT_TEMPLATE = Path("templates/Vagrantfile.j2")
 
 
-def file_name(plan: Plan, kind: FormatName) -> str:
+@dataclass(frozen=True, kw_only=True)
+class ExportStage(StoredStage):
+    """The files that people download.
+
+    Attributes:
+        summary: Of the image, for importers to show.
+        machine: What the image asks for.
+        files: Digests of the templates that descriptors are made from.
+        tools: Versions of tools that what comes out depends on.
+    """
+
+    name = "export"
+    edition = 3
+
+    image: str
+    arch: str
+    summary: str
+    formats: Formats
+    machine: Machine
+    files: Mapping[str, str]
+    tools: Mapping[str, str]
+
+    @property
+    def why(self) -> str:
+        return ", ".join(self.formats.names)
+
+    @property
+    def exported(self) -> dict[FormatName, Mapping[str, object]]:
+        """Name, bytes and SHA-256 of each file of the result that is there."""
+        files = self.result.meta["files"]
+        # JSON sorts its keys; the order of formats is that of their names in the spec.
+        return {kind: files[kind] for kind in get_args(FormatName) if kind in files}
+
+    def make(self, work: Path, step: Step) -> Mapping[str, object]:
+        assert self.made_from  # noqa: S101 - the bake
+        return make_export(self, self.made_from.result.path / DISK, work, step)
+
+
+def export_stage(plan: Plan, bake: BakeStage) -> ExportStage:
+    """Return the files of an image, made from its sealed disk."""
+    return ExportStage(
+        context=bake.context,
+        after=bake,
+        image=plan.name,
+        arch=plan.base.arch,
+        summary=plan.image.summary,
+        formats=plan.image.formats,
+        machine=plan.image.machine,
+        files=digests(plan.project, [APPLIANCE_TEMPLATE, VAGRANT_TEMPLATE]),
+        tools={tool: plan.tools[tool] for tool in ("qemu-img", "deflate", "zstandard")},
+    )
+
+
+def file_name(export: ExportStage, kind: FormatName) -> str:
     """Return the name of an exported file, before a version is known."""
-    return f"{plan.name}-{plan.base.arch}.{kind}"
+    return f"{export.image}-{export.arch}.{kind}"
 
 
-def writers(plan: Plan) -> dict[FormatName, Callable[[Path, Path], object]]:
+def writers(export: ExportStage) -> dict[FormatName, Callable[[Path, Path], object]]:
     """Return, for each format of the image, what writes a raw disk to a file."""
-    formats = plan.image.formats
-    machine = appliance(plan)
+    formats = export.formats
+    machine = appliance(export)
     ovf, vagrant = PROJECT / APPLIANCE_TEMPLATE, PROJECT / VAGRANT_TEMPLATE
     found: dict[FormatName, Callable[[Path, Path], object]] = {}
     if options := formats.qcow2:
@@ -57,16 +116,16 @@ def writers(plan: Plan) -> dict[FormatName, Callable[[Path, Path], object]]:
     return found
 
 
-def appliance(plan: Plan) -> Appliance:
+def appliance(export: ExportStage) -> Appliance:
     """Return what the OVA says of the machine; its version is the part of the release's that is known by now."""
-    forwards = all_forwards(port_range(plan.image.machine.ports))
+    forwards = all_forwards(port_range(export.machine.ports))
     return Appliance(
-        name=plan.name,
-        version=plan.export_stage.key[:8],
+        name=export.image,
+        version=export.key[:8],
         vendor=VENDOR,
-        summary=plan.image.summary,
-        cpus=plan.image.machine.cpus,
-        memory_mib=size_bytes(plan.image.machine.memory) >> 20,
+        summary=export.summary,
+        cpus=export.machine.cpus,
+        memory_mib=size_bytes(export.machine.memory) >> 20,
         forwards=tuple((name, forward.host, forward.guest) for name, forward in forwards.items()),
     )
 
@@ -84,17 +143,17 @@ def _write_vhdx(disk: Path, to: Path) -> None:
     holey.unlink()
 
 
-def make_export(plan: Plan, disk: Path, work: Path, step: Step) -> Mapping[str, object]:
+def make_export(export: ExportStage, disk: Path, work: Path, step: Step) -> Mapping[str, object]:
     """Write every format of the image into `work`, several at once; notes name, size and SHA-256 of each.
 
     Raises:
         BuildError: A file could not be written.
     """
-    chosen = writers(plan)
+    chosen = writers(export)
 
     def write(kind: FormatName) -> dict[str, object]:
         step.now(kind)
-        path = work / file_name(plan, kind)
+        path = work / file_name(export, kind)
         try:
             chosen[kind](disk, path)
         except OSError as error:
@@ -103,5 +162,5 @@ def make_export(plan: Plan, disk: Path, work: Path, step: Step) -> Mapping[str, 
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         files = dict(zip(chosen, pool.map(write, chosen), strict=True))
-    step.outcome = ", ".join(f"{kind} {human_bytes((work / file_name(plan, kind)).stat().st_size)}" for kind in files)
+    step.outcome = ", ".join(f"{kind} {human_bytes((work / file_name(export, kind)).stat().st_size)}" for kind in files)
     return {"files": files}

@@ -14,19 +14,22 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 import requests
+from typing_extensions import override
 
 from vmimage.console import Step, human_bytes
 from vmimage.errors import FetchError, VmimageError
 from vmimage.files import fullness_told, sha256_file
-from vmimage.plan import PinnedFile, Source
+from vmimage.plan import PinnedFile, Plan, Source
 from vmimage.run import run
+from vmimage.stages.stage import NO_INPUT, BuildContext, Stage
 from vmimage.store import ROOM, Store
 
 ATTEMPTS = 3
@@ -47,6 +50,50 @@ _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOF
 
 class _UnavailableError(Exception):
     """A location did not serve the file; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchStage(Stage):
+    """The pinned files of an image, in the cache and verified.
+
+    Attributes:
+        sha256: Pin -> digest of its file.
+        files: The same, with where to try for them; wherever a file is from, it has these bytes.
+    """
+
+    name = "fetch"
+    edition = 1
+
+    sha256: Mapping[str, str]
+    files: tuple[PinnedFile, ...] = field(metadata=NO_INPUT)
+
+    @property
+    def why(self) -> str:
+        return f"{len(self.files)} pinned files"
+
+    def is_there(self) -> bool:
+        return all(stored(file, self.context.store) for file in self.files)
+
+    @override
+    def make(self, work: Path, step: Step) -> Mapping[str, object]:
+        """Get the files; each has a place of its own in the cache, none in `work`."""
+        return {name: str(path) for name, path in fetch(self.files, self.context.store, step).items()}
+
+    @override
+    def obtain(self, step: Step, *, fresh: bool, check: bool) -> None:
+        """Get what is missing. No byte is compared here: the bake does, with each file that it uses."""
+        fetch(self.files, self.context.store, step, fresh=fresh)
+
+    def planned(self) -> Iterator[tuple[str, str, str]]:
+        for file in self.files:
+            there = stored(file, self.context.store)
+            where = "in the cache" if there else f"from the first that serves it: {', '.join(map(str, file.sources))}"
+            yield self.name, "cached" if there else "fetch", f"{file.name} {file.version} {where}"
+
+
+def fetch_stage(plan: Plan, context: BuildContext) -> FetchStage:
+    """Return the pinned files of an image."""
+    return FetchStage(context=context, sha256={file.name: file.sha256 for file in plan.files}, files=plan.files)
 
 
 def fetch(files: Sequence[PinnedFile], store: Store, step: Step, *, fresh: bool = False) -> dict[str, Path]:
@@ -84,7 +131,7 @@ def fetch(files: Sequence[PinnedFile], store: Store, step: Step, *, fresh: bool 
 
 def stored_path(file: PinnedFile, store: Store) -> Path:
     """Return where the store keeps a file."""
-    return store.root / "files" / file.sha256
+    return store.file(file.sha256)
 
 
 def stored(file: PinnedFile, store: Store) -> bool:

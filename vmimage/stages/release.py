@@ -23,7 +23,6 @@ from vmimage.errors import InputError, VerifyError
 from vmimage.files import place, remove_tree, sha256_file, sync, sync_tree
 from vmimage.locks import lock_file
 from vmimage.machine import FORWARDS
-from vmimage.plan import Plan
 from vmimage.render import render
 from vmimage.spec import FormatName, port_range
 
@@ -130,46 +129,54 @@ def require_verdict(verdict: Mapping[str, Any], kind: str, file: Path) -> str:
     return actual
 
 
-def make_release(
-    plan: Plan,
+def fill_release(
+    work: Path,
     *,
+    image: str,
+    arch: str,
+    version: str,
     export: Path,
     files: Mapping[FormatName, Mapping[str, object]],
     verdict: Mapping[str, Any],
-    manifest: Mapping[str, object],
-    dist: Path,
-    today: date,
-) -> Release:
-    """Publish a version folder with the files, manifest.json, SHA256SUMS and README.md, and move `latest` to it.
+    manifest: Mapping[str, Any],
+) -> Mapping[str, object]:
+    """Put the files, manifest.json, SHA256SUMS and README.md of a release into a folder; returns the manifest.
 
     Args:
         files: Format -> name, bytes and sha256 of the exported files in `export`.
         manifest: What else the manifest is to say.
 
     Raises:
-        VerifyError: There is no passing verdict on exactly these bytes; nothing was released.
+        VerifyError: There is no passing verdict on exactly these bytes.
     """
-    version = version_of(plan.export_stage.key, today)
-    image_folder = dist / plan.name
+    released: dict[str, dict[str, object]] = {}
+    for kind, facts in files.items():
+        name = f"{image}-{version}-{arch}.{kind}"
+        place(export / str(facts["name"]), work / name)
+        digest = require_verdict(verdict, kind, work / name)
+        released[kind] = {"name": name, "bytes": facts["bytes"], "sha256": digest}
+    content = {"image": image, "version": version, **manifest, "files": released, "verdict": verdict}
+    (work / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    values = {"manifest": content, "files": released, "forwards": FORWARDS, "size": human_bytes}
+    values["ports"] = port_range(manifest["machine"].get("ports"))
+    (work / "README.md").write_text(render(PROJECT / "templates" / "release-readme.md.j2", values))
+    sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(work.iterdir())]
+    (work / "SHA256SUMS").write_text("".join(sums))
+    return content
+
+
+def publish_release(image_folder: Path, version: str, fill: Callable[[Path], Mapping[str, object]]) -> Release:
+    """Publish a version folder, filled by `fill`, and move `latest` to it.
+
+    Raises:
+        VmimageError: It could not be filled; nothing was released.
+    """
     final = image_folder / version
     # Beside its final place, so that the rename stays on one file system; the name is no version, `sweep` removes it.
     work = image_folder / f".{version}-{uuid.uuid4().hex[:8]}"
     work.mkdir(parents=True)
     try:
-        released: dict[str, dict[str, object]] = {}
-        for kind, facts in files.items():
-            source = export / str(facts["name"])
-            name = f"{plan.name}-{version}-{plan.base.arch}.{kind}"
-            place(source, work / name)
-            digest = require_verdict(verdict, kind, work / name)
-            released[kind] = {"name": name, "bytes": facts["bytes"], "sha256": digest}
-        content = {"image": plan.name, "version": version, **manifest, "files": released, "verdict": verdict}
-        (work / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        values = {"manifest": content, "plan": plan, "files": released, "forwards": FORWARDS, "size": human_bytes}
-        values["ports"] = port_range(plan.image.machine.ports)
-        (work / "README.md").write_text(render(PROJECT / "templates" / "release-readme.md.j2", values))
-        sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(work.iterdir())]
-        (work / "SHA256SUMS").write_text("".join(sums))
+        content = fill(work)
         work.chmod(0o755)
         sync_tree(work)
         if final.exists():
@@ -184,7 +191,7 @@ def make_release(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     point_latest(image_folder, version)
-    return Release(image=plan.name, version=version, path=final, manifest=content)
+    return Release(image=image_folder.name, version=version, path=final, manifest=content)
 
 
 def point_latest(image_folder: Path, version: str) -> None:
