@@ -23,11 +23,11 @@ from vmimage.cli import allow_missing_positionals, errors_shown, session
 from vmimage.console import Console, human_bytes
 from vmimage.doctor import examine
 from vmimage.errors import HostError, InputError
+from vmimage.forwards import FORWARDS
 from vmimage.guest import Address, log_in
 from vmimage.lint import SCHEMA, schema_text
 from vmimage.lint import lint as run_lint
 from vmimage.lint import lock as run_lock
-from vmimage.machine import FORWARDS
 from vmimage.many import build_all
 from vmimage.profiles import HYPERVISORS
 from vmimage.runner import find_public_keys, machine_like, run_release

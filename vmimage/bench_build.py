@@ -201,7 +201,7 @@ class _Bench:
         shutil.rmtree(folder)
         return done.seconds
 
-    def floor_parts(self, release: Path) -> list[floor.Part]:
+    def floor_parts(self, release: Path) -> list[floor.FloorPart]:
         """Measure this disk and these cores, and count the bytes of our release."""
         with self.console.stage("floor", "the speed of this disk and these cores") as step:
             manifest = json.loads((release / "manifest.json").read_text())
@@ -238,7 +238,7 @@ def bench_build(
     if OTHER.name not in plan.versions or "qcow2" not in plan.image.formats.names:
         raise InputError(f"{plan.name} has no {OTHER.name} or no qcow2", hint=f"invoke bench build {DEFAULT_IMAGE}")
     rounds: list[Round] = []
-    parts: list[floor.Part] = []
+    parts: list[floor.FloorPart] = []
     store = base.context.store
     with store.workspace("bench") as work:
         bench = _Bench(plan, base, accelerator, console, work)

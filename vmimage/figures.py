@@ -10,7 +10,7 @@ from typing import Any
 
 from vmimage.console import read_event
 from vmimage.errors import BuildError
-from vmimage.floor import Part
+from vmimage.floor import FloorPart
 from vmimage.run import tail
 
 COLD, NO_CHANGE, COMPONENT, LAST_STEP = "cold", "no change", "one component", "last step"
@@ -57,7 +57,7 @@ def read_build(output: str, seconds: float) -> Ours:
     return Ours(seconds=seconds, stages=stages, release=Path(result["release"]))
 
 
-def report(rounds: Sequence[Round], parts: Sequence[Part] = ()) -> dict[str, Any]:
+def report(rounds: Sequence[Round], parts: Sequence[FloorPart] = ()) -> dict[str, Any]:
     """Return medians, ratios, goals and the floor, as they are written to JSON; pure."""
     theirs = {name: median(one.peers[name] for one in rounds) for name in rounds[0].peers}
     scenarios: list[dict[str, Any]] = []

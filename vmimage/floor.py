@@ -44,7 +44,7 @@ class Speeds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class FloorPart:
     """Bytes that must be moved in one way."""
 
     what: str
@@ -57,7 +57,7 @@ class Part:
         return self.bytes / self.speed
 
 
-def parts(*, packages: int, content: int, files: Mapping[str, int], speeds: Speeds) -> list[Part]:
+def parts(*, packages: int, content: int, files: Mapping[str, int], speeds: Speeds) -> list[FloorPart]:
     """Return the parts of the floor; pure.
 
     Args:
@@ -68,16 +68,16 @@ def parts(*, packages: int, content: int, files: Mapping[str, int], speeds: Spee
     shipped = sum(files.values())
     compressors = {"qcow2": speeds.zstd, "raw.zst": speeds.zstd}
     return [
-        Part(what="write the packages that the mirror sends", bytes=packages, speed=speeds.write),
-        Part(what="write what is in them to a disk", bytes=content, speed=speeds.write),
-        Part(what="read the sealed disk", bytes=content, speed=speeds.read),
+        FloorPart(what="write the packages that the mirror sends", bytes=packages, speed=speeds.write),
+        FloorPart(what="write what is in them to a disk", bytes=content, speed=speeds.write),
+        FloorPart(what="read the sealed disk", bytes=content, speed=speeds.read),
         *(
-            Part(what=f"compress it to {kind}", bytes=content, speed=compressors.get(kind, speeds.deflate))
+            FloorPart(what=f"compress it to {kind}", bytes=content, speed=compressors.get(kind, speeds.deflate))
             for kind in files
         ),
-        Part(what="write the files", bytes=shipped, speed=speeds.write),
-        Part(what="read them again", bytes=shipped, speed=speeds.read),
-        Part(what="hash them", bytes=shipped, speed=speeds.sha256),
+        FloorPart(what="write the files", bytes=shipped, speed=speeds.write),
+        FloorPart(what="read them again", bytes=shipped, speed=speeds.read),
+        FloorPart(what="hash them", bytes=shipped, speed=speeds.sha256),
     ]
 
 

@@ -10,12 +10,12 @@ from datetime import date
 from pathlib import Path
 
 from vmimage import PROJECT
+from vmimage.bake_ports import BakePorts
 from vmimage.console import Console
 from vmimage.errors import BuildError
 from vmimage.host import require
 from vmimage.packer import needs_plugins, packer, plugins_ready, write_plugins_file
 from vmimage.plan import make_plan
-from vmimage.ports import Ports
 from vmimage.render import render
 from vmimage.run import run, tail
 from vmimage.spec import Spec, load_spec
@@ -99,7 +99,7 @@ def _packer_validate() -> str:
             folder = Path(scratch)
             for file in (OVERLAY, PAYLOAD):
                 (folder / file).touch()
-            ports = Ports(ssh=20000, vnc=25000)
+            ports = BakePorts(ssh=20000, vnc=25000)
             values = packer_values(plan.scripts, folder, folder, make_key(folder), "tcg", ports, 22000)
             (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
             write_plugins_file(PROJECT / "packer", folder, version)

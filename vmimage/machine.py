@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,27 +25,6 @@ from vmimage.profiles import PROFILES, FirmwareName
 from vmimage.run import run, spawn
 
 AGENT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Forward:
-    """A port on the host's loopback that leads to a port of the guest."""
-
-    host: int
-    guest: int
-
-
-FORWARDS = {
-    "ssh": Forward(2222, 22),
-    "http": Forward(8080, 80),
-    "https": Forward(8443, 443),
-    "kubernetes": Forward(6443, 6443),
-}
-
-
-def all_forwards(ports: Iterable[int]) -> dict[str, Forward]:
-    """Return what leads from localhost into a machine: what every machine has, and more ports of its own."""
-    return FORWARDS | {f"tcp-{port}": Forward(port, port) for port in ports}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ MINIMAL = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class StartDisk:
     """What a peer starts from.
 
     Attributes:
@@ -78,8 +78,8 @@ class Start:
 
 
 STARTS = {
-    "all by apt": Start(given=MINIMAL, hook=TEMPLATES / "minimal.sh"),
-    "cloud image": Start(given=CLOUD_IMAGE),
+    "all by apt": StartDisk(given=MINIMAL, hook=TEMPLATES / "minimal.sh"),
+    "cloud image": StartDisk(given=CLOUD_IMAGE),
 }
 
 
@@ -96,7 +96,7 @@ class Shares:
     installed: tuple[str, ...]
 
 
-def shares(packages: Sequence[str], start: Start) -> Shares:
+def shares(packages: Sequence[str], start: StartDisk) -> Shares:
     """Divide the packages of an image into those that the peer starts with and those that it installs; pure."""
     return Shares(
         given=tuple(name for name in packages if name in start.given),
@@ -114,7 +114,7 @@ def apt_options(configuration: str) -> str:
     return " ".join(f"-o {name}={value}" for name, value in found)
 
 
-def make_base(base: BaseStage, packages: Sequence[str], start: Start, work: Path, step: Step) -> None:
+def make_base(base: BaseStage, packages: Sequence[str], start: StartDisk, work: Path, step: Step) -> None:
     """Make base.qcow2, vmlinuz and initrd.img in `work`: what the peer starts from, which elsewhere is a download."""
     base_stage.make_base(replace(base, packages=shares(packages, start).given), work, step, start.hook)
     raw = work / base_stage.DISK
@@ -141,7 +141,7 @@ def write_payload(plan: Plan, pins: Mapping[str, Path], to: Path) -> None:
 
 def packer_values(
     plan: Plan,
-    start: Start,
+    start: StartDisk,
     *,
     base: Path,
     payload: Path,
@@ -182,7 +182,7 @@ def packer_values(
 
 def build(
     plan: Plan,
-    start: Start,
+    start: StartDisk,
     *,
     base: Path,
     payload: Path,

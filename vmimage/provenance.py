@@ -18,7 +18,7 @@ from vmimage.console import Step
 from vmimage.files import disk_use, fullness_told
 from vmimage.plan import Plan
 from vmimage.run import run
-from vmimage.spec import Machine
+from vmimage.spec import MachineSpec
 from vmimage.stages.base import PACKAGES
 from vmimage.stages.release import (
     Release,
@@ -52,7 +52,7 @@ class ReleaseStage(Stage):
     suite: str
     summary: str
     disk: int
-    machine: Machine
+    machine: MachineSpec
     components: tuple[str, ...]
     pins: Mapping[str, Mapping[str, str]]
 

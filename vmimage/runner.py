@@ -11,7 +11,8 @@ from vmimage.accelerator import find_accelerator, machine_cpus
 from vmimage.console import Console
 from vmimage.errors import BuildError, InputError
 from vmimage.formats.opened import open_disk
-from vmimage.machine import FORWARDS, Hardware, make_overlay, start, write_seed
+from vmimage.forwards import FORWARDS
+from vmimage.machine import Hardware, make_overlay, start, write_seed
 from vmimage.ports import require_free, taken
 from vmimage.profiles import HYPERVISORS, PROFILES, FirmwareName
 from vmimage.settings import Options

@@ -75,7 +75,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class ImageSize:
     """What an image consists of.
 
     Attributes:
@@ -98,7 +98,7 @@ def mib(count: float) -> str:
     return f"{count / (1 << 20):.1f} MiB"
 
 
-def measure(path: Path, work: Path, components: Mapping[str, str], cluster: int) -> Size:
+def measure(path: Path, work: Path, components: Mapping[str, str], cluster: int) -> ImageSize:
     """Measure a raw disk.
 
     Args:
@@ -128,7 +128,7 @@ def measure(path: Path, work: Path, components: Mapping[str, str], cluster: int)
         if disk_bytes[i]
     ]
     parts.sort(key=lambda part: (GROUPS.index(part.group), -part.qcow2_bytes, part.name))
-    return Size(parts=tuple(parts), tar_zst_bytes=tar_zst_bytes)
+    return ImageSize(parts=tuple(parts), tar_zst_bytes=tar_zst_bytes)
 
 
 def component_files(names: Sequence[str], components: Mapping[str, Component]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from vmimage.errors import InputError, VerifyError
 from vmimage.formats.opened import open_disk
 from vmimage.formats.qcow2 import HEADER, cluster_size, write_qcow2
 from vmimage.run import run
-from vmimage.size import GROUPS, Size, component_files, measure, mib
+from vmimage.size import GROUPS, ImageSize, component_files, measure, mib
 from vmimage.spec import Qcow2Options, Spec
 from vmimage.stages import release as releasing
 from vmimage.stages.bake import DISK, BakeStage
@@ -64,7 +64,7 @@ def show_size(
     console.event("result", **result, output=str(output or ""))
 
 
-def table(name: str, size: Size, file_bytes: int) -> Iterator[str]:
+def table(name: str, size: ImageSize, file_bytes: int) -> Iterator[str]:
     """Yield the lines for people; pure."""
     everything = size.total()
     yield f"{name}\n\n{'':<42} {'files':>6} {'on the disk':>12} {'in the qcow2':>13}"

@@ -29,7 +29,7 @@ Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Unpacked = Annotated[str, StringConstraints(pattern=r"^(/[^/\s,]+){2,}$")]
 KernelModule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* (MiB|GiB)$")]
-Step = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$")]
+StepScript = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$")]
 
 
 def _known_ports(text: str) -> str:
@@ -39,7 +39,9 @@ def _known_ports(text: str) -> str:
     return text
 
 
-Ports = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{3,4}-[1-9][0-9]{3,4}$"), AfterValidator(_known_ports)]
+PortRange = Annotated[
+    str, StringConstraints(pattern=r"^[1-9][0-9]{3,4}-[1-9][0-9]{3,4}$"), AfterValidator(_known_ports)
+]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 SEAL_STEP = "99-seal.sh"
@@ -56,7 +58,7 @@ def size_bytes(size: str) -> int:
 
 
 def port_range(ports: str | None) -> range:
-    """Return a `Ports` such as "31000-31019" as numbers; none for nothing."""
+    """Return a `PortRange` such as "31000-31019" as numbers; none for nothing."""
     first, last = ports.split("-") if ports else ("0", "-1")
     return range(int(first), int(last) + 1)
 
@@ -130,7 +132,7 @@ class Component(Model):
     """Something an image contains: packages for its base, pinned files, one provision step, one test file."""
 
     summary: Text
-    step: Step | None = Field(None, description="script in provision/")
+    step: StepScript | None = Field(None, description="script in provision/")
     pins: tuple[Name, ...] = Field((), strict=False, description="pinned files that the step installs")
     packages: tuple[Package, ...] = Field((), strict=False)
 
@@ -141,13 +143,14 @@ class Component(Model):
         return self
 
 
-class Machine(Model):
+class MachineSpec(Model):
     """The virtual hardware that an image asks for."""
 
     cpus: int = Field(2, ge=1, le=64)
     memory: Size = "4 GiB"
     ports: Annotated[
-        Ports | None, Field(description="FIRST-LAST: more TCP ports forwarded from localhost, under the same numbers")
+        PortRange | None,
+        Field(description="FIRST-LAST: more TCP ports forwarded from localhost, under the same numbers"),
     ] = None
 
 
@@ -212,7 +215,7 @@ class Image(Model):
     base: Name
     components: tuple[Name, ...] = Field(strict=False, min_length=1)
     disk: Size = "40 GiB"
-    machine: Machine = Field(default_factory=lambda: Machine(cpus=2))
+    machine: MachineSpec = Field(default_factory=lambda: MachineSpec(cpus=2))
     formats: Formats
 
 

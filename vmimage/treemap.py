@@ -10,7 +10,7 @@ import squarify
 
 from vmimage import PROJECT
 from vmimage.render import render
-from vmimage.size import GROUPS, Part, Size, mib
+from vmimage.size import GROUPS, ImageSize, Part, mib
 
 TEMPLATE = Path("templates/size.svg.j2")
 WIDTH, HEIGHT, TITLE = 1280, 800, 64
@@ -49,13 +49,13 @@ class Box:
     colour: str = ""
 
 
-def picture(size: Size, title: str, subtitle: str) -> str:
+def picture(size: ImageSize, title: str, subtitle: str) -> str:
     """Return the SVG."""
     values = {"title": title, "subtitle": subtitle, "width": WIDTH, "height": HEIGHT, "boxes": boxes(size)}
     return render(PROJECT / TEMPLATE, values)
 
 
-def boxes(size: Size) -> list[tuple[Box, list[Box]]]:
+def boxes(size: ImageSize) -> list[tuple[Box, list[Box]]]:
     """Return each group's box and those of its parts; pure."""
     groups = [group for group in map(size.total, GROUPS) if group.qcow2_bytes]
     groups.sort(key=lambda group: -group.qcow2_bytes)

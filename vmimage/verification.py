@@ -22,7 +22,7 @@ from vmimage.plan import Plan, digests
 from vmimage.profiles import PROFILES
 from vmimage.run import run
 from vmimage.settings import Options
-from vmimage.spec import FormatName, Machine
+from vmimage.spec import FormatName, MachineSpec
 from vmimage.stages import release as releasing
 from vmimage.stages.bake import BakeStage
 from vmimage.stages.export import ExportStage
@@ -47,7 +47,7 @@ class VerifyStage(StoredStage):
     edition = 3
 
     facts: Mapping[str, object]
-    machine: Machine
+    machine: MachineSpec
     boots: tuple[Boot, ...]
     hardware: Mapping[str, Mapping[str, object]]
     files: Mapping[str, str]

@@ -31,7 +31,7 @@ from tests.k3s_stand_in import NEWER, VERSION, build
 from tests.sandbox import Done, Sandbox, copy_project
 from tests.tools import free_port, pinned_tools, update_bundle
 from vmimage import PROJECT
-from vmimage.machine import FORWARDS
+from vmimage.forwards import FORWARDS
 from vmimage.ssh import connect, make_key
 
 REAL = os.environ.get("VMIMAGE_TEST_REAL_K3S", "")

@@ -15,7 +15,7 @@ from vmimage import PROJECT
 from vmimage.errors import BuildError
 from vmimage.formats.box import vagrantfile, write_libvirt_box, write_virtualbox_box
 from vmimage.formats.ova import Appliance, write_ova
-from vmimage.machine import FORWARDS
+from vmimage.forwards import FORWARDS
 from vmimage.pipeline import stages_of, the_stage
 from vmimage.run import Confine, run
 from vmimage.stages.export import ExportStage, appliance

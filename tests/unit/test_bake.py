@@ -11,11 +11,11 @@ import pytest
 from tests.tools import context_in, plan_of, step_into
 from vmimage import PROJECT
 from vmimage.accelerator import Accelerator
+from vmimage.bake_ports import BakePorts, own_ports
 from vmimage.errors import BuildError
 from vmimage.layers import Layer, Layers
 from vmimage.packer import needs_plugins, write_plugins_file
 from vmimage.payload import environment
-from vmimage.ports import Ports, own_ports
 from vmimage.render import render
 from vmimage.run import run
 from vmimage.spec import SEAL_STEP
@@ -34,7 +34,7 @@ def bake(tmp_path: Path) -> BakeStage:
     return bake_stage(plan, base_stage(plan, context_in(tmp_path / "context")))
 
 
-PORTS = Ports(ssh=20000, vnc=25000)
+PORTS = BakePorts(ssh=20000, vnc=25000)
 
 
 def rendered(bake: BakeStage, folder: str = "/w", accelerator: Accelerator = "tcg") -> str:

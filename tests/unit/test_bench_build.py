@@ -156,7 +156,7 @@ def test_the_peer_pays_for_what_its_start_lacks_and_only_that(name: str, given: 
 
 
 @pytest.mark.parametrize("start", peer.STARTS.values(), ids=list(peer.STARTS))
-def test_the_peers_base_can_boot_and_be_reached_for_every_base_of_the_project(start: peer.Start) -> None:
+def test_the_peers_base_can_boot_and_be_reached_for_every_base_of_the_project(start: peer.StartDisk) -> None:
     for base in load_spec(PROJECT / "images.yaml").bases.values():
         assert {"linux-image-amd64", "systemd-sysv", "openssh-server"} <= set(peer.shares(base.packages, start).given)
 

@@ -17,7 +17,7 @@ from vmimage.size import (
     GROUPS,
     OUTSIDE,
     TABLES,
-    Size,
+    ImageSize,
     block_owners,
     component_files,
     measure,
@@ -53,11 +53,11 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def size(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Size:
+def size(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageSize:
     return measure(disk, tmp_path_factory.mktemp("work"), {"/usr/local/bin/helm": "helm"}, CLUSTER)
 
 
-def part(size: Size, group: str, name: str) -> tuple[int, int, int]:
+def part(size: ImageSize, group: str, name: str) -> tuple[int, int, int]:
     (found,) = [part for part in size.parts if (part.group, part.name) == (group, name)]
     return found.files, found.disk_bytes, found.qcow2_bytes
 
@@ -73,7 +73,7 @@ def part(size: Size, group: str, name: str) -> tuple[int, int, int]:
         ("caches and others", "others", "srv/text"),
     ],
 )
-def test_each_part_has_its_files(size: Size, group: str, name: str, file: str) -> None:
+def test_each_part_has_its_files(size: ImageSize, group: str, name: str, file: str) -> None:
     files, disk_bytes, qcow2_bytes = part(size, group, name)
     assert files == 1
     assert disk_bytes == -(-len(TREE[file]) // BLOCK) * BLOCK
@@ -84,7 +84,9 @@ def test_each_part_has_its_files(size: Size, group: str, name: str, file: str) -
         assert abs(qcow2_bytes - disk_bytes) < CLUSTER
 
 
-def test_parts_are_all_that_is_allocated_and_all_that_the_qcow2_holds(size: Size, disk: Path, tmp_path: Path) -> None:
+def test_parts_are_all_that_is_allocated_and_all_that_the_qcow2_holds(
+    size: ImageSize, disk: Path, tmp_path: Path
+) -> None:
     with disk.open("rb") as file:
         blocks = [os.pread(file.fileno(), BLOCK, at) for a, b in extents(file.fileno()) for at in range(a, b, BLOCK)]
     everything = size.total()
@@ -96,7 +98,7 @@ def test_parts_are_all_that_is_allocated_and_all_that_the_qcow2_holds(size: Size
     assert 0 < tables < 16 * CLUSTER + everything.qcow2_bytes / 20
 
 
-def test_tar_of_the_tree_is_what_its_bytes_need(size: Size) -> None:
+def test_tar_of_the_tree_is_what_its_bytes_need(size: ImageSize) -> None:
     noise = sum(len(data) for name, data in TREE.items() if name not in ("srv/text",) and len(data) > 10_000)
     assert noise < size.tar_zst_bytes < noise + 50_000
 
@@ -165,7 +167,7 @@ def test_every_block_has_one_owner() -> None:
     ]  # fmt: skip
 
 
-def test_table_names_the_largest_and_sums_up(size: Size) -> None:
+def test_table_names_the_largest_and_sums_up(size: ImageSize) -> None:
     lines = list(table("toolbox 1", size, size.total().qcow2_bytes + (1 << 20)))
     assert [line.split()[0] for line in lines[1:] if line[:1].strip()][:2] == ["boot", "packages"]
     assert any(line.split() == ["qcow2's", "own", "tables", "0.0", "MiB", "1.0", "MiB"] for line in lines)

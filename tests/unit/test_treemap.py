@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vmimage.size import Part, Size
+from vmimage.size import ImageSize, Part
 from vmimage.treemap import HEIGHT, TITLE, WIDTH, Box, boxes, merged, picture
 
 
@@ -12,7 +12,7 @@ def part(name: str, count: int, group: str = "packages") -> Part:
     return Part(group=group, name=name, files=1, disk_bytes=2 * count, qcow2_bytes=count)
 
 
-SIZE = Size(
+SIZE = ImageSize(
     parts=(
         part("initrd", 35 << 20, "boot"),
         *(part(f"lib-{i}<&>", (60 << 20) // (i + 1)) for i in range(40)),

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.accelerator import Accelerator, acceleration, cpu_model, machine_cpus
+from vmimage.bake_ports import BakePorts, own_ports
 from vmimage.console import Step
 from vmimage.disk import RawDisk
 from vmimage.errors import BuildError, HostError
@@ -33,7 +34,6 @@ from vmimage.machine import qemu_value
 from vmimage.packer import packer, plugins_ready, write_plugins_file
 from vmimage.payload import LABEL, MOUNT, write_payload
 from vmimage.plan import Plan, digests, guest_values, machine_files, step_files
-from vmimage.ports import Ports, own_ports
 from vmimage.render import render
 from vmimage.run import run, tail
 from vmimage.snapshot import DRIVE, SOCKET
@@ -185,7 +185,7 @@ def qemu_arguments(
     serial: Path,
     public_key: str,
     accelerator: Accelerator,
-    ports: Ports,
+    ports: BakePorts,
 ) -> list[tuple[str, str]]:
     """Return the `qemuargs` of a bake; pure. Each flag replaces all that Packer would give for it."""
     key = base64.b64encode(public_key.encode()).decode()
@@ -226,7 +226,7 @@ def packer_values(
     folder: Path,
     key: KeyPair,
     accelerator: Accelerator,
-    ports: Ports,
+    ports: BakePorts,
     ssh_port: int,
 ) -> dict[str, object]:
     """Return what packer/image.pkr.hcl.j2 is rendered with.

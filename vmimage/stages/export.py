@@ -19,10 +19,10 @@ from vmimage.formats.ova import Appliance, write_ova
 from vmimage.formats.qcow2 import write_qcow2
 from vmimage.formats.raw_zst import write_raw_zst
 from vmimage.formats.vmdk import write_vmdk
-from vmimage.machine import all_forwards
+from vmimage.forwards import all_forwards
 from vmimage.plan import Plan, digests
 from vmimage.run import run
-from vmimage.spec import FormatName, Formats, Machine, port_range, size_bytes
+from vmimage.spec import FormatName, Formats, MachineSpec, port_range, size_bytes
 from vmimage.stages.bake import DISK, BakeStage
 from vmimage.stages.stage import StoredStage
 
@@ -49,7 +49,7 @@ class ExportStage(StoredStage):
     arch: str
     summary: str
     formats: Formats
-    machine: Machine
+    machine: MachineSpec
     files: Mapping[str, str]
     tools: Mapping[str, str]
 

@@ -21,8 +21,8 @@ from vmimage import PROJECT
 from vmimage.console import human_bytes
 from vmimage.errors import InputError, VerifyError
 from vmimage.files import place, remove_tree, sha256_file, sync, sync_tree
+from vmimage.forwards import FORWARDS
 from vmimage.locks import lock_file
-from vmimage.machine import FORWARDS
 from vmimage.render import render
 from vmimage.spec import FormatName, port_range
 
