@@ -13,35 +13,36 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task as invoke_task
 
-from vmimage import PROJECT, care, pipeline
-from vmimage import kubeconfig as merging
-from vmimage.accelerator import find_accelerator
-from vmimage.bench import bench_export
-from vmimage.bench_build import DEFAULT_IMAGE, bench_build
-from vmimage.bundle import write_bundle
-from vmimage.cli import allow_missing_positionals, errors_shown, session
-from vmimage.console import Console, human_bytes
-from vmimage.doctor import examine
-from vmimage.errors import HostError, InputError
-from vmimage.forwards import FORWARDS
-from vmimage.guest import Address, log_in
-from vmimage.lint import SCHEMA, schema_text
-from vmimage.lint import lint as run_lint
-from vmimage.lint import lock as run_lock
-from vmimage.many import build_all
-from vmimage.profiles import HYPERVISORS
-from vmimage.runner import find_public_keys, machine_like, run_release
-from vmimage.seed import existing_seed, make_seed
-from vmimage.settings import options
-from vmimage.share import find_private_key, make_share, run_share
-from vmimage.size_report import show_size
-from vmimage.spec import load_spec
-from vmimage.stages import release as releasing
-from vmimage.stages.bake import BakeStage
+from bench.build import DEFAULT_IMAGE, bench_build
+from bench.export import bench_export
+from dev.lint import SCHEMA, schema_text
+from dev.lint import lint as run_lint
+from dev.lint import lock as run_lock
+from vmimage import PROJECT, pipeline
+from vmimage.access import kubeconfig as merging
+from vmimage.access.login import Address, log_in
+from vmimage.access.seed import existing_seed, make_seed
+from vmimage.access.share import find_private_key, make_share, run_share
+from vmimage.commands import cache as care
+from vmimage.commands.build_all import build_all
+from vmimage.commands.bundle import write_bundle
+from vmimage.commands.doctor import examine
+from vmimage.commands.run_image import find_public_keys, machine_like, run_release
+from vmimage.commands.session import allow_missing_positionals, errors_shown, session
+from vmimage.commands.size.report import show_size
+from vmimage.spec.model import load_spec
+from vmimage.stages.bake.stage import BakeStage
 from vmimage.stages.base import BaseStage
 from vmimage.stages.export import ExportStage
 from vmimage.stages.fetch import fetch as fetch_files
-from vmimage.verification import verify_file
+from vmimage.stages.release import dist as releasing
+from vmimage.stages.verify.stage import verify_file
+from vmimage.util.console import Console, human_bytes
+from vmimage.util.errors import HostError, InputError
+from vmimage.util.settings import options
+from vmimage.vm.accelerator import find_accelerator
+from vmimage.vm.forwards import FORWARDS
+from vmimage.vm.profiles import HYPERVISORS
 
 allow_missing_positionals()
 

@@ -17,20 +17,21 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from vmimage import PROJECT, floor, host, peer
-from vmimage.accelerator import Accelerator
-from vmimage.console import Console
-from vmimage.disk import allocated
-from vmimage.errors import BuildError, InputError
-from vmimage.figures import COLD, COMPONENT, LAST_STEP, NO_CHANGE, Ours, Round, read_build, report, table
+from bench import floor, peer
+from bench.figures import COLD, COMPONENT, LAST_STEP, NO_CHANGE, Ours, Round, read_build, report, table
+from bench.relay import relay
+from vmimage import PROJECT, host
+from vmimage.cache.store import Store
+from vmimage.disk.raw import allocated
 from vmimage.formats.opened import Opened, open_disk
-from vmimage.matrix import Boot, boots
 from vmimage.plan import PinnedFile, Plan, Source
-from vmimage.relay import relay
-from vmimage.run import run, tail
 from vmimage.stages.base import BaseStage
 from vmimage.stages.fetch import fetch
-from vmimage.store import Store
+from vmimage.stages.verify.matrix import Boot, boots
+from vmimage.util.console import Console
+from vmimage.util.errors import BuildError, InputError
+from vmimage.util.run import run, tail
+from vmimage.vm.accelerator import Accelerator
 
 DEFAULT_IMAGE = "toolbox"
 TIMEOUT_SECONDS = 7200

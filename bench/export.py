@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.console import Console, human_bytes
-from vmimage.disk import allocated
-from vmimage.errors import InputError
+from vmimage.cache.store import Store
+from vmimage.disk.raw import allocated
 from vmimage.formats import vmdk
 from vmimage.formats.ova import write_ova
-from vmimage.run import run
-from vmimage.spec import VMDK_LEVEL
-from vmimage.stages.bake import DISK, BakeStage
+from vmimage.spec.model import VMDK_LEVEL
+from vmimage.stages.bake.stage import DISK, BakeStage
 from vmimage.stages.export import APPLIANCE_TEMPLATE, ExportStage, appliance
-from vmimage.store import Store
+from vmimage.util.console import Console, human_bytes
+from vmimage.util.errors import InputError
+from vmimage.util.run import run
 
 Write = Callable[[Path, Path], object]
 

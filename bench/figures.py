@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vmimage.console import read_event
-from vmimage.errors import BuildError
-from vmimage.floor import FloorPart
-from vmimage.run import tail
+from bench.floor import FloorPart
+from vmimage.util.console import read_event
+from vmimage.util.errors import BuildError
+from vmimage.util.run import tail
 
 COLD, NO_CHANGE, COMPONENT, LAST_STEP = "cold", "no change", "one component", "last step"
 GOALS = {COLD: 0.35, NO_CHANGE: 0.01, COMPONENT: 0.25, LAST_STEP: 0.20}

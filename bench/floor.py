@@ -21,10 +21,10 @@ import deflate
 import requests
 import zstandard
 
-from vmimage.disk import allocated, extents
-from vmimage.errors import FetchError
+from vmimage.disk.raw import allocated, extents
 from vmimage.formats.qcow2 import ZSTD_LEVEL
-from vmimage.spec import VMDK_LEVEL
+from vmimage.spec.model import VMDK_LEVEL
+from vmimage.util.errors import FetchError
 
 SAMPLE_BYTES = 256 << 20
 BLOCK = 64 << 10

@@ -20,22 +20,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.accelerator import Accelerator, cpu_model, machine_cpus
-from vmimage.console import Step
-from vmimage.errors import BuildError, VerifyError
 from vmimage.formats.opened import Opened
 from vmimage.host import tool_version
-from vmimage.machine import Hardware, make_overlay, write_seed
-from vmimage.machine import start as start_machine
-from vmimage.matrix import Boot
-from vmimage.packer import packer, plugins_ready, write_plugins_file
 from vmimage.plan import Plan, laid_files
-from vmimage.run import Completed, run, tail
-from vmimage.spec import size_bytes
-from vmimage.ssh import KeyPair, connect, make_key, wait_for_ssh
+from vmimage.spec.model import size_bytes
 from vmimage.stages import base as base_stage
+from vmimage.stages.bake.packer import packer, plugins_ready, write_plugins_file
 from vmimage.stages.base import BaseStage
-from vmimage.stages.verify import AT_ONCE, SSH_SECONDS, USER
+from vmimage.stages.verify.matrix import Boot
+from vmimage.stages.verify.verdict import AT_ONCE, SSH_SECONDS, USER
+from vmimage.util.console import Step
+from vmimage.util.errors import BuildError, VerifyError
+from vmimage.util.run import Completed, run, tail
+from vmimage.vm.accelerator import Accelerator, cpu_model, machine_cpus
+from vmimage.vm.machine import Hardware, make_overlay, write_seed
+from vmimage.vm.machine import start as start_machine
+from vmimage.vm.ssh import KeyPair, connect, make_key, wait_for_ssh
 
 TEMPLATES = PROJECT / "templates" / "peer"
 OUTPUT = "out"

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
 
-from vmimage.errors import InputError
+from vmimage.util.errors import InputError
 
 GUESTS_HOST = "10.0.2.2"
 """This host's loopback, as QEMU's user network shows it to a guest."""

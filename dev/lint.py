@@ -10,19 +10,19 @@ from datetime import date
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.bake_ports import BakePorts
-from vmimage.console import Console
-from vmimage.errors import BuildError
 from vmimage.host import require
-from vmimage.packer import needs_plugins, packer, plugins_ready, write_plugins_file
 from vmimage.plan import make_plan
-from vmimage.render import render
-from vmimage.run import run, tail
-from vmimage.spec import Spec, load_spec
-from vmimage.ssh import make_key
-from vmimage.stages.bake import OVERLAY, PAYLOAD, packer_values
+from vmimage.spec.model import Spec, load_spec
+from vmimage.stages.bake.packer import needs_plugins, packer, plugins_ready, write_plugins_file
+from vmimage.stages.bake.ports import BakePorts
+from vmimage.stages.bake.stage import OVERLAY, PAYLOAD, packer_values
+from vmimage.util.console import Console
+from vmimage.util.errors import BuildError
+from vmimage.util.render import render
+from vmimage.util.run import run, tail
+from vmimage.vm.ssh import make_key
 
-PYTHON = ["tasks.py", "vmimage", "tests", "provision"]
+PYTHON = ["tasks.py", "vmimage", "bench", "dev", "tests", "provision"]
 SCHEMA = PROJECT / "templates" / "images.schema.json"
 
 

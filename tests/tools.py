@@ -18,11 +18,11 @@ import pycdlib
 import pytest
 
 from vmimage import PROJECT
-from vmimage.console import Step
+from vmimage.cache.store import Store
 from vmimage.plan import Plan, make_plan
-from vmimage.spec import load_spec
+from vmimage.spec.model import load_spec
 from vmimage.stages.stage import BuildContext
-from vmimage.store import Store
+from vmimage.util.console import Step
 
 
 def step_into(said: list[str]) -> Step:

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.errors import HostError, InputError
-from vmimage.memo import Memo, stamps
-from vmimage.run import Confine, confined, run
+from vmimage.util.errors import HostError, InputError
+from vmimage.util.memo import Memo, stamps
+from vmimage.util.run import Confine, confined, run
 
 # sbin is not on the PATH of an ordinary Debian user, but sfdisk, mke2fs and mkfs.vfat are there.
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])

@@ -10,22 +10,22 @@ from itertools import pairwise
 from typing import TypeVar
 
 from vmimage import PROJECT, host
-from vmimage.accelerator import find_accelerator, known_accelerator
-from vmimage.console import Console
-from vmimage.errors import InputError
+from vmimage.cache.store import Store
 from vmimage.plan import Plan, make_plan
-from vmimage.provenance import ReleaseStage, release_stage
-from vmimage.settings import Options
-from vmimage.spec import load_spec
-from vmimage.stages import release as releasing
-from vmimage.stages.bake import bake_stage
+from vmimage.spec.model import load_spec
+from vmimage.stages.bake.stage import bake_stage
 from vmimage.stages.base import base_stage
 from vmimage.stages.export import export_stage
 from vmimage.stages.fetch import fetch_stage
-from vmimage.stages.release import Release
+from vmimage.stages.release import dist as releasing
+from vmimage.stages.release.dist import Release
+from vmimage.stages.release.stage import ReleaseStage, release_stage
 from vmimage.stages.stage import BuildContext, Stage
-from vmimage.store import Store
-from vmimage.verification import verify_stage
+from vmimage.stages.verify.stage import verify_stage
+from vmimage.util.console import Console
+from vmimage.util.errors import InputError
+from vmimage.util.settings import Options
+from vmimage.vm.accelerator import find_accelerator, known_accelerator
 
 Kind = TypeVar("Kind", bound=Stage)
 PLAN_TOOLS = ("packer", "qemu-img", "mmdebstrap", "mke2fs")

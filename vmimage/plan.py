@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import jinja2
 
-from vmimage.errors import InputError
-from vmimage.render import render
-from vmimage.spec import SEAL_STEP, Arch, Base, Component, Image, Location, Pin, Spec, size_bytes
+from vmimage.spec.model import SEAL_STEP, Arch, Base, Component, Image, Location, Pin, Spec, size_bytes
+from vmimage.util.errors import InputError
+from vmimage.util.render import render
 
 TEMPLATE = ".j2"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmimage.run import Completed, Confine, run
+from vmimage.util.run import Completed, Confine, run
 
 CONTROL = """Package: no-virtualbox-modules
 Version: 1

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import Built
 from tests.sandbox import Done, Sandbox, event
-from vmimage.run import run
+from vmimage.util.run import run
 
 STAGES = ["fetch", "base", "bake", "export", "verify", "release"]
 

@@ -31,8 +31,8 @@ from tests.k3s_stand_in import NEWER, VERSION, build
 from tests.sandbox import Done, Sandbox, copy_project
 from tests.tools import free_port, pinned_tools, update_bundle
 from vmimage import PROJECT
-from vmimage.forwards import FORWARDS
-from vmimage.ssh import connect, make_key
+from vmimage.vm.forwards import FORWARDS
+from vmimage.vm.ssh import connect, make_key
 
 REAL = os.environ.get("VMIMAGE_TEST_REAL_K3S", "")
 BOOT_SECONDS = 420.0

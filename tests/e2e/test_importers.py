@@ -12,13 +12,13 @@ import pytest
 from tests.e2e.importers import Tree, VirtualBox, install_libvirt, install_virtualbox
 from tests.tools import context_in, plan_of
 from vmimage import PROJECT
-from vmimage.errors import BuildError
 from vmimage.formats.box import vagrantfile, write_libvirt_box, write_virtualbox_box
 from vmimage.formats.ova import Appliance, write_ova
-from vmimage.forwards import FORWARDS
 from vmimage.pipeline import stages_of, the_stage
-from vmimage.run import Confine, run
 from vmimage.stages.export import ExportStage, appliance
+from vmimage.util.errors import BuildError
+from vmimage.util.run import Confine, run
+from vmimage.vm.forwards import FORWARDS
 
 FORWARDED = [
     "http,tcp,127.0.0.1,8080,,80",

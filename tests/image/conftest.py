@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-from vmimage.disk import RawDisk
+from vmimage.disk.raw import RawDisk
 
 SAW_CHARACTERS = 1000
 

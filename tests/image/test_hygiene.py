@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.disk import RawDisk
+from vmimage.disk.raw import RawDisk
 
 from .conftest import Context
 

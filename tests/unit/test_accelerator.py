@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vmimage import accelerator
-from vmimage.accelerator import (
+from vmimage.util.errors import InputError
+from vmimage.vm import accelerator
+from vmimage.vm.accelerator import (
     acceleration,
     emulates_in_parallel,
     find_accelerator,
@@ -14,7 +15,6 @@ from vmimage.accelerator import (
     probe_passed,
     remembered_accelerator,
 )
-from vmimage.errors import InputError
 
 
 def test_emulation_runs_the_probe() -> None:

@@ -10,19 +10,19 @@ import pytest
 
 from tests.tools import context_in, plan_of, step_into
 from vmimage import PROJECT
-from vmimage.accelerator import Accelerator
-from vmimage.bake_ports import BakePorts, own_ports
-from vmimage.errors import BuildError
-from vmimage.layers import Layer, Layers
-from vmimage.packer import needs_plugins, write_plugins_file
-from vmimage.payload import environment
-from vmimage.render import render
-from vmimage.run import run
-from vmimage.spec import SEAL_STEP
-from vmimage.ssh import KeyPair
-from vmimage.stages.bake import BakeStage, _failure, _Position, bake_stage, packer_values, require_written
+from vmimage.cache.store import Store
+from vmimage.spec.model import SEAL_STEP
+from vmimage.stages.bake.layers import Layer, Layers
+from vmimage.stages.bake.packer import needs_plugins, write_plugins_file
+from vmimage.stages.bake.payload import environment
+from vmimage.stages.bake.ports import BakePorts, own_ports
+from vmimage.stages.bake.stage import BakeStage, _failure, _Position, bake_stage, packer_values, require_written
 from vmimage.stages.base import base_stage
-from vmimage.store import Store
+from vmimage.util.errors import BuildError
+from vmimage.util.render import render
+from vmimage.util.run import run
+from vmimage.vm.accelerator import Accelerator
+from vmimage.vm.ssh import KeyPair
 
 KEY = KeyPair(private=Path("/w/key"), public="ssh-ed25519 AAAA")
 
@@ -49,7 +49,7 @@ def test_template_runs_every_step_in_order_and_seals_last(bake: BakeStage) -> No
     runs = [(kind, flat(settings["inline"])) for kind, settings in kinds]
     wanted = []
     for layer in bake.layers:
-        frozen = f"{sys.executable} -m vmimage.snapshot {layer.script} /w/after-{layer.step_name}.qcow2"
+        frozen = f"{sys.executable} -m vmimage.stages.bake.snapshot {layer.script} /w/after-{layer.step_name}.qcow2"
         wanted += [("shell", f"/run/vmimage/run-step {layer.script}"), ("shell-local", frozen)]
     assert runs == [*wanted, ("shell", "/run/vmimage/run-step 99-seal.sh")]
 

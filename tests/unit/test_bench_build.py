@@ -13,14 +13,15 @@ import pytest
 import requests
 import yaml
 
-from vmimage import PROJECT, floor, peer, relay
-from vmimage.bench_build import OTHER, replaced, with_other_pin
-from vmimage.disk import allocated
-from vmimage.errors import BuildError, InputError
-from vmimage.figures import COLD, COMPONENT, LAST_STEP, NO_CHANGE, Ours, Round, read_build, report, table
+from bench import floor, peer, relay
+from bench.build import OTHER, replaced, with_other_pin
+from bench.figures import COLD, COMPONENT, LAST_STEP, NO_CHANGE, Ours, Round, read_build, report, table
+from vmimage import PROJECT
+from vmimage.disk.raw import allocated
 from vmimage.plan import Plan, make_plan
-from vmimage.spec import load_spec
-from vmimage.ssh import KeyPair
+from vmimage.spec.model import load_spec
+from vmimage.util.errors import BuildError, InputError
+from vmimage.vm.ssh import KeyPair
 
 MIRROR = "deb http://mirror.example/debian trixie main"
 

@@ -13,10 +13,10 @@ from dev_env import Failure, update
 
 from tests.tools import update_bundle
 from vmimage import PROJECT
-from vmimage.bundle import write_bundle
-from vmimage.errors import InputError
+from vmimage.commands.bundle import write_bundle
 from vmimage.plan import Plan, make_plan
-from vmimage.spec import load_spec
+from vmimage.spec.model import load_spec
+from vmimage.util.errors import InputError
 
 
 def said(line: str) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.tools import step_into
-from vmimage import care
-from vmimage.errors import InputError
-from vmimage.store import META, Result, Store
+from vmimage.cache.store import META, Result, Store
+from vmimage.commands import cache as care
+from vmimage.util.errors import InputError
 
 KIB = 1 << 10
 

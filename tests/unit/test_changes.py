@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmimage.changes import differences, why_new
+from vmimage.cache.changes import differences, why_new
 
 OLD: dict[str, object] = {
     "edition": 3,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.console import Console, human_bytes
+from vmimage.util.console import Console, human_bytes
 
 
 def test_json_lines_on_standard_output_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

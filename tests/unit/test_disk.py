@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.disk import RawDisk, extents
-from vmimage.errors import VerifyError
-from vmimage.run import run
-from vmimage.stages.bake import seal_disk
+from vmimage.disk.raw import RawDisk, extents
+from vmimage.stages.bake.stage import seal_disk
 from vmimage.stages.base import write_disk
+from vmimage.util.errors import VerifyError
+from vmimage.util.run import run
 
 SECRET = b"ssh-secret-of-this-test"
 

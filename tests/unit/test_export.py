@@ -10,12 +10,12 @@ from typing import get_args
 import pytest
 
 from tests.tools import context_in, plan_of, step_into
-from vmimage.errors import BuildError
 from vmimage.formats.opened import kind_of, open_disk
 from vmimage.pipeline import stages_of, the_stage
-from vmimage.run import run
-from vmimage.spec import FormatName, Formats
+from vmimage.spec.model import FormatName, Formats
 from vmimage.stages.export import ExportStage, make_export
+from vmimage.util.errors import BuildError
+from vmimage.util.run import run
 
 KINDS: tuple[FormatName, ...] = get_args(FormatName)
 

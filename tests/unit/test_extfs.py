@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.disk import RawDisk, read_range
-from vmimage.errors import VerifyError
-from vmimage.extfs import Node, Root, contents, parse_free, parse_runs, read_root, tar_stream
+from vmimage.disk.ext4 import Node, Root, contents, parse_free, parse_runs, read_root, tar_stream
+from vmimage.disk.raw import RawDisk, read_range
 from vmimage.stages.base import write_disk
+from vmimage.util.errors import VerifyError
 
 FILES = {"etc/small": b"a\n", "etc/empty": b"", "srv/large": os.urandom(3 << 20), "srv/odd name\t'ü": b"x" * 5000}
 LONG = "/" + "very-long/" * 12

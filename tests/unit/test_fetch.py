@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from vmimage.console import Step
-from vmimage.errors import FetchError, HostError
+from vmimage.cache.store import Store
 from vmimage.plan import PinnedFile, Source
 from vmimage.stages import fetch as fetching
 from vmimage.stages.fetch import fetch, stored_path
-from vmimage.store import Store
+from vmimage.util.console import Step
+from vmimage.util.errors import FetchError, HostError
 
 BODY = bytes(range(256)) * 5000
 

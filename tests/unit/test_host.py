@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from vmimage import host
-from vmimage.errors import HostError, InputError
 from vmimage.host import (
     debian_mirrors,
     find_uefi,
@@ -15,7 +14,8 @@ from vmimage.host import (
     tools,
     version_tuple,
 )
-from vmimage.run import Completed
+from vmimage.util.errors import HostError, InputError
+from vmimage.util.run import Completed
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmimage.errors import HostError, InputError
-from vmimage.kubeconfig import KEPT_BACKUPS, chosen_file, locked, merged, read, removed, renamed, write
+from vmimage.access.kubeconfig import KEPT_BACKUPS, chosen_file, locked, merged, read, removed, renamed, write
+from vmimage.util.errors import HostError, InputError
 
 K3S = """
 apiVersion: v1

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.tools import context_in, plan_of, step_into
-from vmimage.layers import DISK, Layer, Layers, layers_of
-from vmimage.run import run
+from vmimage.cache.store import LAYER, Result, Store
+from vmimage.stages.bake.layers import DISK, Layer, Layers, layers_of
 from vmimage.stages.base import base_stage
 from vmimage.stages.stage import BuildContext
-from vmimage.store import LAYER, Result, Store
+from vmimage.util.run import run
 
 SIZE = 1 << 20
 Wanted = tuple[Layer, ...]

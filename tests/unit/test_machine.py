@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from tests.tools import seed_texts
-from vmimage.accelerator import acceleration
-from vmimage.errors import HostError
-from vmimage.machine import Hardware, Machine, make_overlay, qemu_command, qemu_value, start, write_seed
-from vmimage.profiles import PROFILES, FirmwareName
-from vmimage.run import run
+from vmimage.util.errors import HostError
+from vmimage.util.run import run
+from vmimage.vm.accelerator import acceleration
+from vmimage.vm.machine import Hardware, Machine, make_overlay, qemu_command, qemu_value, start, write_seed
+from vmimage.vm.profiles import PROFILES, FirmwareName
 
 TCG = Hardware(accelerator="tcg", forwards={22: 0, 80: 8080}, memory=64, cpus=1)
 

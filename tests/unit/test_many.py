@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox import INTERRUPTIBLE
-from vmimage.console import Console
-from vmimage.errors import VmimageError
-from vmimage.many import build_all
+from vmimage.commands.build_all import build_all
+from vmimage.util.console import Console
+from vmimage.util.errors import VmimageError
 
 STAND_IN = """
 import json, os, sys, time
@@ -37,7 +37,7 @@ say("result", release=f"/dist/{image}/1", arguments=sys.argv[4:])
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "invoke.py").write_text(STAND_IN)
-    monkeypatch.setattr("vmimage.many.PROJECT", tmp_path)
+    monkeypatch.setattr("vmimage.commands.build_all.PROJECT", tmp_path)
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -66,7 +66,8 @@ def test_others_are_built_though_one_fails(capsys: pytest.CaptureFixture[str]) -
 def test_ctrl_c_ends_the_builds(tmp_path: Path) -> None:
     (tmp_path / "invoke.py").write_text(STAND_IN)
     script = (
-        "import vmimage.many as many\nfrom pathlib import Path\nfrom vmimage.console import Console\n"
+        "from pathlib import Path\nimport vmimage.commands.build_all as many\n"
+        "from vmimage.util.console import Console\n"
         f"many.PROJECT = Path({str(tmp_path)!r})\nmany.build_all(['slow', 'never'], 1, [], Console())\n"
     )
     started = tmp_path / "started"

@@ -4,9 +4,9 @@ from typing import get_args
 
 import pytest
 
-from vmimage.matrix import MACHINES, boots
-from vmimage.profiles import HYPERVISORS, PROFILES
-from vmimage.spec import FormatName
+from vmimage.spec.model import FormatName
+from vmimage.stages.verify.matrix import MACHINES, boots
+from vmimage.vm.profiles import HYPERVISORS, PROFILES
 
 
 def names(kinds: list[FormatName], *, full: bool = False) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.memo import Memo, stamps
+from vmimage.util.memo import Memo, stamps
 
 
 def never() -> object:

@@ -13,7 +13,7 @@ import pytest
 from vmimage import PROJECT
 from vmimage.formats.archive import USTAR_LIMIT, member
 from vmimage.formats.ova import Appliance, check_ova, write_ova
-from vmimage.run import run
+from vmimage.util.run import run
 
 TEMPLATE = PROJECT / "templates" / "appliance.ovf.j2"
 OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"

@@ -5,8 +5,8 @@ from pathlib import Path
 import yaml
 
 from vmimage import PROJECT
-from vmimage.payload import MOUNT, normal_modes, render_templates, write_payload
-from vmimage.run import run
+from vmimage.stages.bake.payload import MOUNT, normal_modes, render_templates, write_payload
+from vmimage.util.run import run
 
 
 def test_templates_are_rendered_into_their_places(tmp_path: Path) -> None:

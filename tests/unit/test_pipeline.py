@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.tools import context_in, plan_of, step_into
-from vmimage.errors import InputError
+from vmimage.cache.store import Result
 from vmimage.pipeline import find_start, stages_of, the_stage
-from vmimage.stages.bake import BakeStage
+from vmimage.stages.bake.stage import BakeStage
 from vmimage.stages.base import BaseStage
 from vmimage.stages.stage import BuildContext, Stage
-from vmimage.store import Result
+from vmimage.util.errors import InputError
 
 NAMES = ("fetch", "base", "bake", "export", "verify", "release")
 

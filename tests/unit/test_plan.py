@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.tools import MONDAY, context_in, plan_of
-from vmimage.errors import InputError
 from vmimage.pipeline import stages_of
 from vmimage.plan import Plan, Source, period
+from vmimage.util.errors import InputError
 
 
 def planned(project: Path, **more: Any) -> Plan:

@@ -6,7 +6,7 @@ import pytest
 
 from vmimage.formats import raw_zst
 from vmimage.formats.raw_zst import read_raw_zst, write_raw_zst
-from vmimage.run import run
+from vmimage.util.run import run
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.errors import InputError, VerifyError
-from vmimage.spec import FormatName
-from vmimage.stages import release as releasing
-from vmimage.stages.release import (
+from vmimage.spec.model import FormatName
+from vmimage.stages.release import dist as releasing
+from vmimage.stages.release.dist import (
     Release,
     choose,
     fill_release,
@@ -24,6 +23,7 @@ from vmimage.stages.release import (
     sweep,
     version_of,
 )
+from vmimage.util.errors import InputError, VerifyError
 
 BODY = b"an image"
 DIGEST = hashlib.sha256(BODY).hexdigest()

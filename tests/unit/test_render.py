@@ -5,8 +5,8 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from vmimage.packer import packer
-from vmimage.render import hcl_string, render
+from vmimage.stages.bake.packer import packer
+from vmimage.util.render import hcl_string, render
 
 
 def test_unknown_name_is_an_error(tmp_path: Path) -> None:

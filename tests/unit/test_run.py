@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.errors import BuildError, HostError
-from vmimage.run import Confine, confined, orderly_signals, run, spawn, tail
+from vmimage.util.errors import BuildError, HostError
+from vmimage.util.run import Confine, confined, orderly_signals, run, spawn, tail
 
 
 def running(pid: int) -> bool:
@@ -95,7 +95,7 @@ def test_sigkill_of_the_parent_ends_everything_that_it_started(confine: Confine)
     command = f"sleep {marker}" if confine is Confine.PROCESS else f"setsid sleep {marker} & sleep {marker}"
     count = 1 if confine is Confine.PROCESS else 2
     argv = command.split() if confine is Confine.PROCESS else ["sh", "-c", command]
-    script = f"from vmimage.run import *\nrun({argv!r}, confine={confine})"
+    script = f"from vmimage.util.run import *\nrun({argv!r}, confine={confine})"
     parent = subprocess.Popen([sys.executable, "-c", script])
     assert wait_until(lambda: len([p for p in commands_with(f"sleep\0{marker}") if running(p)]) == count)
     parent.kill()
@@ -105,7 +105,7 @@ def test_sigkill_of_the_parent_ends_everything_that_it_started(confine: Confine)
 
 def test_sigterm_closes_every_block_and_exits_as_signals_do(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom vmimage.run import orderly_signals\n"
+        "import sys, time\nfrom pathlib import Path\nfrom vmimage.util.run import orderly_signals\n"
         "with orderly_signals():\n  try:\n    print('ready', flush=True); time.sleep(60)\n"
         "  finally:\n    Path(sys.argv[1]).write_text('closed')\n"
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.tools import free_port
-from vmimage.errors import HostError, InputError
-from vmimage.guest import Address
-from vmimage.ports import require_free
-from vmimage.runner import find_public_keys
+from vmimage.access.login import Address
+from vmimage.commands.run_image import find_public_keys
+from vmimage.util.errors import HostError, InputError
+from vmimage.util.ports import require_free
 
 
 def test_own_keys(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from tests.tools import seed_texts
-from vmimage.errors import InputError
-from vmimage.seed import existing_seed, make_seed
+from vmimage.access.seed import existing_seed, make_seed
+from vmimage.util.errors import InputError
 
 KEY = "ssh-ed25519 AAAA me"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.settings import ENVIRONMENT, options
+from vmimage.util.settings import ENVIRONMENT, options
 
 
 def test_defaults() -> None:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from paramiko import sftp
 from paramiko.message import Message
 
-from vmimage.confined import Folder, outward_links
-from vmimage.sftp import Service
+from vmimage.access.confined import Folder, outward_links
+from vmimage.access.sftp import Service
 
 OWNER = (1000, 1001)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.errors import InputError
-from vmimage.notify import Notifier
-from vmimage.share import find_private_key, make_share
-from vmimage.sshfs import PREPARE, UNMOUNT, Share
+from vmimage.access.notify import Notifier
+from vmimage.access.share import find_private_key, make_share
+from vmimage.access.sshfs import PREPARE, UNMOUNT, Share
+from vmimage.util.errors import InputError
 
 
 def share(source: Path, target: str | None = None, **options: bool) -> Share:

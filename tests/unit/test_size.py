@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmimage import PROJECT
-from vmimage.disk import extents
-from vmimage.extfs import Node, Root, Run
-from vmimage.formats.qcow2 import CLUSTER, cluster_size, write_qcow2
-from vmimage.size import (
+from vmimage.commands.size.measure import (
     BLOCK,
     FOLDERS,
     FREE,
@@ -24,8 +21,11 @@ from vmimage.size import (
     merged_usr,
     owner_of,
 )
-from vmimage.size_report import table
-from vmimage.spec import load_spec
+from vmimage.commands.size.report import table
+from vmimage.disk.ext4 import Node, Root, Run
+from vmimage.disk.raw import extents
+from vmimage.formats.qcow2 import CLUSTER, cluster_size, write_qcow2
+from vmimage.spec.model import load_spec
 from vmimage.stages.base import write_disk
 
 PROGRAM = os.urandom(1 << 20)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from dev.lint import SCHEMA, schema_text
 from vmimage import PROJECT
-from vmimage.errors import InputError
-from vmimage.lint import SCHEMA, schema_text
-from vmimage.spec import Spec, load_spec, size_bytes
+from vmimage.spec.model import Spec, load_spec, size_bytes
+from vmimage.util.errors import InputError
 
 
 def problems(project: Path, *edits: tuple[str, str]) -> list[str]:

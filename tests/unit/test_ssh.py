@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vmimage import ssh
-from vmimage.errors import VerifyError
-from vmimage.ssh import answered_port, dial, make_key, wait_for_ssh
+from vmimage.util.errors import VerifyError
+from vmimage.vm import ssh
+from vmimage.vm.ssh import answered_port, dial, make_key, wait_for_ssh
 
 BANNER = b"SSH-2.0-test\r\n"
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.tools import step_into
-from vmimage import PROJECT, care
-from vmimage.errors import BuildError, HostError
-from vmimage.files import disk_use, sha256_file
-from vmimage.run import Confine, run
-from vmimage.store import Result, Store, stage_key
+from vmimage import PROJECT
+from vmimage.cache.store import Result, Store, stage_key
+from vmimage.commands import cache as care
+from vmimage.util.errors import BuildError, HostError
+from vmimage.util.files import disk_use, sha256_file
+from vmimage.util.run import Confine, run
 
 QUIET = step_into([])
 
@@ -88,7 +89,7 @@ def test_two_at_once_make_it_once(store: Store) -> None:
 
 def test_sweep_removes_what_a_killed_process_left_and_nothing_that_is_in_use(store: Store) -> None:
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom vmimage.store import Store\n"
+        "import os, sys\nfrom pathlib import Path\nfrom vmimage.cache.store import Store\n"
         "with Store(Path(sys.argv[1])).workspace('killed') as work:\n"
         "    (work / 'big').write_text('x')\n    os.kill(os.getpid(), 9)\n"
     )
@@ -103,7 +104,7 @@ def test_sweep_removes_what_a_killed_process_left_and_nothing_that_is_in_use(sto
 
 def test_lock_dies_with_its_process(store: Store) -> None:
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom vmimage.store import Store\n"
+        "import os, sys\nfrom pathlib import Path\nfrom vmimage.cache.store import Store\n"
         "with Store(Path(sys.argv[1])).lock('l'):\n    os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", script, store.root], check=False)
@@ -188,7 +189,7 @@ def test_cleaning_while_a_result_is_published(store: Store, monkeypatch: pytest.
         care.clean(Store(store.root), 0, ())
         care.remove_rest(Store(store.root))
 
-    monkeypatch.setattr("vmimage.store.sync_tree", and_clean)
+    monkeypatch.setattr("vmimage.cache.store.sync_tree", and_clean)
     assert store.get_or_make("stage", {}, make, QUIET).path.exists()
 
 
@@ -248,10 +249,11 @@ import sys
 from pathlib import Path
 
 from tests.tools import step_into
-from vmimage import PROJECT, care
-from vmimage.errors import HostError
-from vmimage.run import run
-from vmimage.store import Store
+from vmimage import PROJECT
+from vmimage.commands import cache as care
+from vmimage.util.errors import HostError
+from vmimage.util.run import run
+from vmimage.cache.store import Store
 
 root = Path(sys.argv[1])
 run(["mount", "-t", "tmpfs", "-o", "size=272m", "none", root])

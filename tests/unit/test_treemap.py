@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vmimage.size import ImageSize, Part
-from vmimage.treemap import HEIGHT, TITLE, WIDTH, Box, boxes, merged, picture
+from vmimage.commands.size.measure import ImageSize, Part
+from vmimage.commands.size.treemap import HEIGHT, TITLE, WIDTH, Box, boxes, merged, picture
 
 
 def part(name: str, count: int, group: str = "packages") -> Part:

@@ -11,23 +11,23 @@ import paramiko
 import pytest
 
 from tests.tools import context_in, plan_of
-from vmimage import checks
-from vmimage.checks import Check, dealt_tests, read_junit
-from vmimage.console import Console, Step
-from vmimage.disk import RawDisk
-from vmimage.errors import VerifyError
+from vmimage.cache.store import Store
+from vmimage.disk.raw import RawDisk
 from vmimage.host import Firmware
-from vmimage.machine import Hardware
-from vmimage.matrix import boots
 from vmimage.pipeline import stages_of, the_stage
-from vmimage.run import run
-from vmimage.settings import options
-from vmimage.spec import Formats
+from vmimage.spec.model import Formats
 from vmimage.stages.base import write_disk
 from vmimage.stages.export import ExportStage
-from vmimage.stages.verify import File, Subject, image_facts, verify
-from vmimage.store import Store
-from vmimage.verification import VerifyStage, verify_file
+from vmimage.stages.verify import checks
+from vmimage.stages.verify.checks import Check, dealt_tests, read_junit
+from vmimage.stages.verify.matrix import boots
+from vmimage.stages.verify.stage import VerifyStage, verify_file
+from vmimage.stages.verify.verdict import File, Subject, image_facts, verify
+from vmimage.util.console import Console, Step
+from vmimage.util.errors import VerifyError
+from vmimage.util.run import run
+from vmimage.util.settings import options
+from vmimage.vm.machine import Hardware
 
 FACTS = {"components": ["system", "kubectl", "helm", "sshfs", "bootloader"]}
 
@@ -126,7 +126,7 @@ def test_guest_that_does_not_come_up_leaves_its_console_and_screen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real guest, whose boot sector says a word on the serial port and halts."""
-    monkeypatch.setitem(__import__("vmimage.stages.verify", fromlist=["x"]).SSH_SECONDS, "tcg", 6.0)
+    monkeypatch.setitem(__import__("vmimage.stages.verify.verdict", fromlist=["x"]).SSH_SECONDS, "tcg", 6.0)
     code = b"".join(b"\xba\xf8\x03\xb0" + bytes([letter]) + b"\xee" for letter in b"PANIC\n") + b"\xfa\xf4"
     raw = tmp_path / "disk.raw"
     raw.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
@@ -163,7 +163,7 @@ def test_session_with_a_stand_in_that_breaks_off_is_a_failed_check_and_its_evide
         raise paramiko.SSHException(f"{hardware.firmware} is gone")
         yield
 
-    monkeypatch.setattr("vmimage.stages.verify.start", breaks_off)
+    monkeypatch.setattr("vmimage.stages.verify.verdict.start", breaks_off)
     raw = make_disk('{"image": "x", "components": [], "versions": {}}')
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, tmp_path / "a.qcow2"])
     console = Console(log_dir=tmp_path / "log")

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmimage.disk import read_range
+from vmimage.disk.raw import read_range
 from vmimage.formats import vmdk
 from vmimage.formats.vmdk import GRAIN, SECTOR, TABLE_SPAN, write_vmdk
-from vmimage.run import run
+from vmimage.util.run import run
 
 
 def sparse(path: Path, size: int, pieces: dict[int, bytes]) -> Path:

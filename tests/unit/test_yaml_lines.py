@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmimage.yaml_lines import parse
+from vmimage.spec.yaml_lines import parse
 
 
 def test_keeps_lines_and_raw_text() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import paramiko
 import yaml
 
-from vmimage.errors import HostError, InputError
+from vmimage.util.errors import HostError, InputError
 
 SOURCE = "/etc/rancher/k3s/k3s.yaml"
 SECTIONS = {"clusters": "cluster", "users": "user", "contexts": "context"}

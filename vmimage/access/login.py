@@ -9,8 +9,8 @@ from pathlib import Path
 
 import paramiko
 
-from vmimage.errors import HostError, InputError
-from vmimage.ports import require_port
+from vmimage.util.errors import HostError, InputError
+from vmimage.util.ports import require_port
 
 USER = "dev"
 SECONDS = 20.0

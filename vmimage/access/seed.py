@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from vmimage.errors import InputError
-from vmimage.machine import write_seed
+from vmimage.util.errors import InputError
+from vmimage.vm.machine import write_seed
 
 HEADER = "#cloud-config"
 

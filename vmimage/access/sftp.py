@@ -18,8 +18,8 @@ from typing import Protocol
 from paramiko import sftp
 from paramiko.message import Message
 
-from vmimage.confined import MODE, Folder, failed
-from vmimage.packets import (
+from vmimage.access.confined import MODE, Folder, failed
+from vmimage.access.packets import (
     Attributes,
     Reply,
     attributes,
@@ -242,7 +242,7 @@ class Service:
         return self._set(handle.path, wanted)
 
     def _set(self, path: bytes, wanted: Attributes) -> Reply:
-        # To be given to the owner that it has does nothing to a file: vmimage.notify makes use of that.
+        # To be given to the owner that it has does nothing to a file: vmimage.access.notify makes use of that.
         if (wanted.size, wanted.mode, wanted.times) != (None, None, None):
             self._changed(path)
         return status(sftp.SFTP_OK)

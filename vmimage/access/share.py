@@ -1,7 +1,7 @@
 """`invoke share`: a directory of this host, mounted in a running machine by sshfs over one ssh session.
 
-sshfs runs in the guest and speaks SFTP with its standard input and output; we answer it from here (vmimage.sftp), so
-this host needs no ssh server and the guest holds no key of ours.
+sshfs runs in the guest and speaks SFTP with its standard input and output; we answer it from here (sftp.py), so this
+host needs no ssh server and the guest holds no key of ours.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ from pathlib import Path
 
 import paramiko
 
-from vmimage.confined import Folder, outward_links
-from vmimage.console import Console
-from vmimage.errors import HostError, InputError
-from vmimage.guest import Address, log_in
-from vmimage.notify import Notifier, touch_command
-from vmimage.run import tail
-from vmimage.sftp import Service
-from vmimage.sshfs import (
+from vmimage.access.confined import Folder, outward_links
+from vmimage.access.login import Address, log_in
+from vmimage.access.notify import Notifier, touch_command
+from vmimage.access.sftp import Service
+from vmimage.access.sshfs import (
     COMMAND_SECONDS,
     HAS_CONTENT,
     MOUNTED,
@@ -36,6 +33,9 @@ from vmimage.sshfs import (
     Session,
     Share,
 )
+from vmimage.util.console import Console
+from vmimage.util.errors import HostError, InputError
+from vmimage.util.run import tail
 
 KEEPALIVE_SECONDS = 5.0
 DEAD_SECONDS = 15.0

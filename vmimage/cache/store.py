@@ -31,11 +31,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from vmimage.console import Step, human_bytes
-from vmimage.disk import content_digest
-from vmimage.errors import HostError
-from vmimage.files import fullness_told, peak_disk_use, remove_tree, stamp, sync, sync_tree
-from vmimage.locks import lock_file
+from vmimage.disk.raw import content_digest
+from vmimage.util.console import Step, human_bytes
+from vmimage.util.errors import HostError
+from vmimage.util.files import fullness_told, peak_disk_use, remove_tree, stamp, sync, sync_tree
+from vmimage.util.locks import lock_file
 
 INPUTS = "inputs.json"
 META = "meta.json"

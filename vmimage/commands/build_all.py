@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmimage import PROJECT
-from vmimage.console import Console, read_event
-from vmimage.errors import VmimageError
-from vmimage.run import spawn
+from vmimage.util.console import Console, read_event
+from vmimage.util.errors import VmimageError
+from vmimage.util.run import spawn
 
 END_SECONDS = 60.0
 

@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmimage.errors import InputError
-from vmimage.files import sha256_file
 from vmimage.formats.archive import BLOCK, append, finish, member
 from vmimage.plan import Plan
+from vmimage.util.errors import InputError
+from vmimage.util.files import sha256_file
 
 INDEX = "update.json"
 UPDATED = ("k3s", "k3s-airgap-images", "kubectl", "helm")

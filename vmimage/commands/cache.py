@@ -8,11 +8,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmimage.console import human_bytes
-from vmimage.errors import InputError
-from vmimage.files import freed_by_removal
-from vmimage.stages.release import latest_releases
-from vmimage.store import AFTER, LAYER, META, Store
+from vmimage.cache.store import AFTER, LAYER, META, Store
+from vmimage.stages.release.dist import latest_releases
+from vmimage.util.console import human_bytes
+from vmimage.util.errors import InputError
+from vmimage.util.files import freed_by_removal
 
 # In the order in which a build makes them; whatever else there is comes behind.
 ORDER = ("files", "partial", "base", "layer", "bake", "export", "verify", "kept", "logs")

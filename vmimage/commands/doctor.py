@@ -7,7 +7,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmimage.accelerator import (
+from vmimage.host import Finding, examine_tool, find_uefi, tools, user_namespaces
+from vmimage.util.console import human_bytes
+from vmimage.util.errors import HostError
+from vmimage.vm.accelerator import (
     ACCELERATORS,
     PROBE_SECONDS,
     Accelerator,
@@ -16,9 +19,6 @@ from vmimage.accelerator import (
     probe_accelerator,
     probe_passed,
 )
-from vmimage.console import human_bytes
-from vmimage.errors import HostError
-from vmimage.host import Finding, examine_tool, find_uefi, tools, user_namespaces
 
 NEEDED_DISK = 12 << 30
 NEEDED_MEMORY = 5 << 30

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vmimage import host
-from vmimage.accelerator import find_accelerator, machine_cpus
-from vmimage.console import Console
-from vmimage.errors import BuildError, InputError
+from vmimage.cache.store import Store
 from vmimage.formats.opened import open_disk
-from vmimage.forwards import FORWARDS
-from vmimage.machine import Hardware, make_overlay, start, write_seed
-from vmimage.ports import require_free, taken
-from vmimage.profiles import HYPERVISORS, PROFILES, FirmwareName
-from vmimage.settings import Options
-from vmimage.spec import port_range, size_bytes
-from vmimage.stages.release import Release
-from vmimage.store import Store
+from vmimage.spec.model import port_range, size_bytes
+from vmimage.stages.release.dist import Release
+from vmimage.util.console import Console
+from vmimage.util.errors import BuildError, InputError
+from vmimage.util.ports import require_free, taken
+from vmimage.util.settings import Options
+from vmimage.vm.accelerator import find_accelerator, machine_cpus
+from vmimage.vm.forwards import FORWARDS
+from vmimage.vm.machine import Hardware, make_overlay, start, write_seed
+from vmimage.vm.profiles import HYPERVISORS, PROFILES, FirmwareName
 
 KEY_NAMES = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 

@@ -13,12 +13,12 @@ from datetime import datetime
 from invoke.exceptions import Exit
 from invoke.parser.parser import ParseMachine
 
-from vmimage.console import Console
-from vmimage.errors import VmimageError
+from vmimage.cache.store import Store
 from vmimage.pipeline import open_store
-from vmimage.run import orderly_signals
-from vmimage.settings import Options
-from vmimage.store import Store
+from vmimage.util.console import Console
+from vmimage.util.errors import VmimageError
+from vmimage.util.run import orderly_signals
+from vmimage.util.settings import Options
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmimage.disk import RawDisk
-from vmimage.errors import VerifyError
-from vmimage.run import run
+from vmimage.disk.raw import RawDisk
+from vmimage.util.errors import VerifyError
+from vmimage.util.run import run
 
 ROOT_INODE = 2
 JOURNAL_INODE = 8

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from vmimage.errors import VerifyError
-from vmimage.run import run, tail
+from vmimage.util.errors import VerifyError
+from vmimage.util.run import run, tail
 
 ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 """Partition type of an x86-64 root, see the Discoverable Partitions Specification."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from vmimage.formats.archive import BLOCK, append, finish, member, opened_archive, read_head, read_text
 from vmimage.formats.ova import Appliance, Contents, check_ova, write_ova
 from vmimage.formats.qcow2 import virtual_size, write_qcow2
-from vmimage.render import render
+from vmimage.util.render import render
 
 METADATA = "metadata.json"
 VAGRANTFILE = "Vagrantfile"

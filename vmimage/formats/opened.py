@@ -10,8 +10,8 @@ from pathlib import Path
 from vmimage.formats.box import check_libvirt_box, check_virtualbox_box
 from vmimage.formats.ova import Contents, check_ova
 from vmimage.formats.raw_zst import read_raw_zst
-from vmimage.run import run
-from vmimage.spec import FormatName
+from vmimage.spec.model import FormatName
+from vmimage.util.run import run
 
 # Longest first: `.raw.zst` is no `.zst`.
 SUFFIXES: tuple[FormatName, ...] = ("raw.zst", "qcow2", "vmdk", "vhdx", "ova", "libvirt.box", "virtualbox.box")

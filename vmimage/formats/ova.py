@@ -23,7 +23,7 @@ from xml.etree import ElementTree as ET
 
 from vmimage.formats.archive import BLOCK, append, finish, member, opened_archive, read_head, read_text
 from vmimage.formats.vmdk import MAGIC, SECTOR, write_vmdk
-from vmimage.render import render
+from vmimage.util.render import render
 
 OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
 # Longest numbers that can stand in the descriptor: its place in the archive is reserved before they are known.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from vmimage.run import run
+from vmimage.util.run import run
 
 CLUSTER = 256 << 10
 """Bytes that are compressed by themselves, and decompressed whole for every small read of the guest.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zstandard
 
-from vmimage.disk import extents, read_range
+from vmimage.disk.raw import extents, read_range
 
 FRAME = 4 << 20
 HOLE_FRAME = 128 << 20

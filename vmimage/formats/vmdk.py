@@ -21,7 +21,7 @@ from typing import Protocol
 
 import deflate
 
-from vmimage.disk import extents, read_range
+from vmimage.disk.raw import extents, read_range
 
 SECTOR = 512
 GRAIN = 64 << 10

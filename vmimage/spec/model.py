@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from vmimage.errors import InputError
-from vmimage.ports import MAX_PORT
-from vmimage.yaml_lines import Document, Problem, YamlPath, parse
+from vmimage.spec.yaml_lines import Document, Problem, YamlPath, parse
+from vmimage.util.errors import InputError
+from vmimage.util.ports import MAX_PORT
 
 Arch = Literal["amd64", "arm64"]
 FormatName = Literal["qcow2", "ova", "vmdk", "raw.zst", "vhdx", "libvirt.box", "virtualbox.box"]

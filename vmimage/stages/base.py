@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmimage import PROJECT, host
-from vmimage.console import Step
-from vmimage.errors import BuildError
-from vmimage.files import disk_use, remove_tree
 from vmimage.plan import BASE_DISK_BYTES, Plan, digests
-from vmimage.run import Confine, run
 from vmimage.stages.stage import BuildContext, StoredStage
+from vmimage.util.console import Step
+from vmimage.util.errors import BuildError
+from vmimage.util.files import disk_use, remove_tree
+from vmimage.util.run import Confine, run
 
 DISK = "disk.raw"
 KERNEL = "vmlinuz"

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import get_args
 
 from vmimage import PROJECT
-from vmimage.console import Step, human_bytes
-from vmimage.errors import BuildError
-from vmimage.files import sha256_file
 from vmimage.formats.box import vagrantfile, write_libvirt_box, write_virtualbox_box
 from vmimage.formats.ova import Appliance, write_ova
 from vmimage.formats.qcow2 import write_qcow2
 from vmimage.formats.raw_zst import write_raw_zst
 from vmimage.formats.vmdk import write_vmdk
-from vmimage.forwards import all_forwards
 from vmimage.plan import Plan, digests
-from vmimage.run import run
-from vmimage.spec import FormatName, Formats, MachineSpec, port_range, size_bytes
-from vmimage.stages.bake import DISK, BakeStage
+from vmimage.spec.model import FormatName, Formats, MachineSpec, port_range, size_bytes
+from vmimage.stages.bake.stage import DISK, BakeStage
 from vmimage.stages.stage import StoredStage
+from vmimage.util.console import Step, human_bytes
+from vmimage.util.errors import BuildError
+from vmimage.util.files import sha256_file
+from vmimage.util.run import run
+from vmimage.vm.forwards import all_forwards
 
 VENDOR = "vmimage"
 APPLIANCE_TEMPLATE = Path("templates/appliance.ovf.j2")

@@ -24,13 +24,13 @@ from urllib.parse import urlsplit
 import requests
 from typing_extensions import override
 
-from vmimage.console import Step, human_bytes
-from vmimage.errors import FetchError, VmimageError
-from vmimage.files import fullness_told, sha256_file
+from vmimage.cache.store import ROOM, Store
 from vmimage.plan import PinnedFile, Plan, Source
-from vmimage.run import run
 from vmimage.stages.stage import NO_INPUT, BuildContext, Stage
-from vmimage.store import ROOM, Store
+from vmimage.util.console import Step, human_bytes
+from vmimage.util.errors import FetchError, VmimageError
+from vmimage.util.files import fullness_told, sha256_file
+from vmimage.util.run import run
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmimage.run import run
+from vmimage.util.run import run
 
 DISK = "disk.qcow2"
 ENTER = "enter"

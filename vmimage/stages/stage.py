@@ -16,10 +16,10 @@ from typing import ClassVar
 
 from pydantic import BaseModel
 
-from vmimage.accelerator import Accelerator
-from vmimage.changes import why_new
-from vmimage.console import Step
-from vmimage.store import AFTER, Result, Store, stage_key
+from vmimage.cache.changes import why_new
+from vmimage.cache.store import AFTER, Result, Store, stage_key
+from vmimage.util.console import Step
+from vmimage.vm.accelerator import Accelerator
 
 NO_INPUT = {"input": False}
 """Metadata of a field that changes nothing about the result."""

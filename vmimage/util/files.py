@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vmimage.errors import HostError, VmimageError
-from vmimage.run import Confine, run
+from vmimage.util.errors import HostError, VmimageError
+from vmimage.util.run import Confine, run
 
 FULL_BYTES = 8 << 20
 

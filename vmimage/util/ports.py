@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 
-from vmimage.errors import HostError, InputError
+from vmimage.util.errors import HostError, InputError
 
 MAX_PORT = 65535
 

@@ -22,7 +22,7 @@ from enum import Enum
 from pathlib import Path
 from types import FrameType
 
-from vmimage.errors import BuildError, HostError, VmimageError
+from vmimage.util.errors import BuildError, HostError, VmimageError
 
 log = logging.getLogger(__name__)
 

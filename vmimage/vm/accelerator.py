@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from vmimage.errors import HostError, InputError
 from vmimage.host import tool_version, version_tuple
-from vmimage.run import Completed, run
+from vmimage.util.errors import HostError, InputError
+from vmimage.util.run import Completed, run
 
 Accelerator = Literal["kvm", "tcg"]
 ACCELERATORS: tuple[Accelerator, ...] = ("kvm", "tcg")

@@ -17,12 +17,12 @@ import pycdlib
 import yaml
 from qemu.qmp import ConnectError, ExecuteError, QMPError
 
-from vmimage.accelerator import Accelerator, acceleration, cpu_model
-from vmimage.errors import HostError, VerifyError
 from vmimage.host import find_uefi
-from vmimage.monitor import Monitor
-from vmimage.profiles import PROFILES, FirmwareName
-from vmimage.run import run, spawn
+from vmimage.util.errors import HostError, VerifyError
+from vmimage.util.run import run, spawn
+from vmimage.vm.accelerator import Accelerator, acceleration, cpu_model
+from vmimage.vm.profiles import PROFILES, FirmwareName
+from vmimage.vm.qmp import Monitor
 
 AGENT_SECONDS = 60.0
 

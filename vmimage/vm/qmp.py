@@ -1,4 +1,4 @@
-"""QEMU's control connection (QMP). Imports little: `vmimage.snapshot` runs in a process of its own, once a step."""
+"""QEMU's control connection (QMP). Imports little: the bake's snapshot runs in a process of its own, once a step."""
 
 from __future__ import annotations
 

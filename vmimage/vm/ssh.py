@@ -22,7 +22,7 @@ import paramiko
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from vmimage.errors import VerifyError
+from vmimage.util.errors import VerifyError
 
 ATTEMPT_SECONDS = 15.0
 DIAL_EVERY_SECONDS = 2.0

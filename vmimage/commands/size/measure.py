@@ -18,11 +18,11 @@ from pathlib import Path
 import zstandard
 
 from vmimage import PROJECT
-from vmimage.disk import RawDisk, extents, read_range
-from vmimage.extfs import Node, Root, Run, contents, read_root, tar_stream
+from vmimage.disk.ext4 import Node, Root, Run, contents, read_root, tar_stream
+from vmimage.disk.raw import RawDisk, extents, read_range
 from vmimage.formats.qcow2 import ZSTD_LEVEL
 from vmimage.plan import laid_files
-from vmimage.spec import Component
+from vmimage.spec.model import Component
 
 BLOCK = 4096
 """Bytes that have one owner: the block of the file system, and what qemu-img looks for zeros in."""

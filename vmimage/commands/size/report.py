@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from vmimage.console import Console
-from vmimage.errors import InputError, VerifyError
+from vmimage.commands.size.measure import GROUPS, ImageSize, component_files, measure, mib
+from vmimage.commands.size.treemap import picture
 from vmimage.formats.opened import open_disk
 from vmimage.formats.qcow2 import HEADER, cluster_size, write_qcow2
-from vmimage.run import run
-from vmimage.size import GROUPS, ImageSize, component_files, measure, mib
-from vmimage.spec import Qcow2Options, Spec
-from vmimage.stages import release as releasing
-from vmimage.stages.bake import DISK, BakeStage
-from vmimage.treemap import picture
+from vmimage.spec.model import Qcow2Options, Spec
+from vmimage.stages.bake.stage import DISK, BakeStage
+from vmimage.stages.release import dist as releasing
+from vmimage.util.console import Console
+from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.run import run
 
 SHOWN = 12
 """Parts of a group that the table names."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import squarify
 
 from vmimage import PROJECT
-from vmimage.render import render
-from vmimage.size import GROUPS, ImageSize, Part, mib
+from vmimage.commands.size.measure import GROUPS, ImageSize, Part, mib
+from vmimage.util.render import render
 
 TEMPLATE = Path("templates/size.svg.j2")
 WIDTH, HEIGHT, TITLE = 1280, 800, 64

@@ -1,8 +1,8 @@
 """Layers: the disk as it is after each provision step, kept so that a later bake begins behind the steps it shares.
 
 A layer is a qcow2 on the layer beneath, the lowest on the base disk. The running machine is never stopped for one:
-its disk is frozen between two steps (vmimage.snapshot), so a layer after every step costs no boot, and there is
-nothing to weigh. A step that fails or is killed leaves the layers before it.
+its disk is frozen between two steps (snapshot.py), so a layer after every step costs no boot, and there is nothing to
+weigh. A step that fails or is killed leaves the layers before it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vmimage.console import Step
-from vmimage.files import disk_use
+from vmimage.cache.store import LAYER, Result, Store, making
 from vmimage.plan import PinnedFile, Plan, digests, guest_values, machine_files, step_files
-from vmimage.run import run
 from vmimage.stages.base import DISK as BASE_DISK
 from vmimage.stages.base import BaseStage
 from vmimage.stages.stage import Keyed
-from vmimage.store import LAYER, Result, Store, making
+from vmimage.util.console import Step
+from vmimage.util.files import disk_use
+from vmimage.util.run import run
 
 DISK = "disk.qcow2"
 EDITION = 4

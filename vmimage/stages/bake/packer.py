@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.host import version_tuple
-from vmimage.render import render
-from vmimage.run import Completed, Confine, run
+from vmimage.util.render import render
+from vmimage.util.run import Completed, Confine, run
 
 PLUGINS_EXTERNAL_SINCE = (1, 11)
 # Packer's plugins listen on Unix sockets in its temporary folder; a socket's path has at most 107 bytes.
@@ -50,7 +50,7 @@ def packer(
     if len(str(temporary)) <= LONGEST_TEMPORARY:
         temporary.mkdir(exist_ok=True)
         env |= {"TMPDIR": str(temporary), "PACKER_TMP_DIR": str(temporary)}
-    argv = [sys.executable, "-m", "vmimage.packer", command, str(folder), *args]
+    argv = [sys.executable, "-m", "vmimage.stages.bake.packer", command, str(folder), *args]
     return run(
         argv,
         confine=Confine.TREE,

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.errors import FetchError
-from vmimage.files import disk_use, sha256_file
 from vmimage.plan import TEMPLATE, guest_values
-from vmimage.render import render
-from vmimage.run import Confine, run
+from vmimage.util.errors import FetchError
+from vmimage.util.files import disk_use, sha256_file
+from vmimage.util.render import render
+from vmimage.util.run import Confine, run
 
 LABEL = "payload"
 MOUNT = "/run/vmimage"

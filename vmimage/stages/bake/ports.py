@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vmimage.errors import HostError
-from vmimage.ports import taken
-from vmimage.store import Store
+from vmimage.cache.store import Store
+from vmimage.util.errors import HostError
+from vmimage.util.ports import taken
 
 # Found free, and taken by QEMU a while later: bakes at the same time need ports of their own.
 PORT_SLOTS = 5000

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from vmimage.monitor import Monitor
+from vmimage.vm.qmp import Monitor
 
 SOCKET = "qmp.sock"
 """In the working directory of Packer, and so of QEMU and of this: a socket's path has at most 107 bytes."""

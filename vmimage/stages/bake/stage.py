@@ -1,7 +1,7 @@
 """Bake: base + files + provision/ -> one sealed disk.
 
-Packer boots the base disk, or the layer behind the last step that was done before (vmimage.layers), by its kernel,
-runs the remaining provision steps over ssh and shuts the guest down. All writes go to files on top.
+Packer boots the base disk, or the layer behind the last step that was done before (layers.py), by its kernel, runs the
+remaining provision steps over ssh and shuts the guest down. All writes go to files on top.
 The login key reaches the guest as a systemd credential and lives in a tmpfs there: it is never on the disk.
 """
 
@@ -20,27 +20,27 @@ from functools import cached_property
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.accelerator import Accelerator, acceleration, cpu_model, machine_cpus
-from vmimage.bake_ports import BakePorts, own_ports
-from vmimage.console import Step
-from vmimage.disk import RawDisk
-from vmimage.errors import BuildError, HostError
-from vmimage.files import disk_use, place
+from vmimage.disk.raw import RawDisk
 from vmimage.host import tool_version
-from vmimage.kept import DISK as KEPT_DISK
-from vmimage.kept import keep_disk, write_enter
-from vmimage.layers import EDITION, Layer, Layers, layers_of
-from vmimage.machine import qemu_value
-from vmimage.packer import packer, plugins_ready, write_plugins_file
-from vmimage.payload import LABEL, MOUNT, write_payload
 from vmimage.plan import Plan, digests, guest_values, machine_files, step_files
-from vmimage.render import render
-from vmimage.run import run, tail
-from vmimage.snapshot import DRIVE, SOCKET
-from vmimage.spec import SEAL_STEP
-from vmimage.ssh import KeyPair, answered_port, make_key
+from vmimage.spec.model import SEAL_STEP
+from vmimage.stages.bake.layers import EDITION, Layer, Layers, layers_of
+from vmimage.stages.bake.packer import packer, plugins_ready, write_plugins_file
+from vmimage.stages.bake.payload import LABEL, MOUNT, write_payload
+from vmimage.stages.bake.ports import BakePorts, own_ports
+from vmimage.stages.bake.snapshot import DRIVE, SOCKET
 from vmimage.stages.base import BaseStage
+from vmimage.stages.kept import DISK as KEPT_DISK
+from vmimage.stages.kept import keep_disk, write_enter
 from vmimage.stages.stage import StoredStage, planned
+from vmimage.util.console import Step
+from vmimage.util.errors import BuildError, HostError
+from vmimage.util.files import disk_use, place
+from vmimage.util.render import render
+from vmimage.util.run import run, tail
+from vmimage.vm.accelerator import Accelerator, acceleration, cpu_model, machine_cpus
+from vmimage.vm.machine import qemu_value
+from vmimage.vm.ssh import KeyPair, answered_port, make_key
 
 DISK = "disk.raw"
 OVERLAY = "overlay.qcow2"
@@ -249,7 +249,7 @@ def packer_values(
         "vnc_port": ports.vnc,
         "payload": MOUNT,
         "scripts": scripts,
-        "snapshot": shlex.join([sys.executable, "-m", "vmimage.snapshot"]),
+        "snapshot": shlex.join([sys.executable, "-m", "vmimage.stages.bake.snapshot"]),
         "after": {script: str(frozen(folder, script)) for script in scripts[:-1]},
         "qemuargs": qemu_arguments(
             kernel=base / "vmlinuz",

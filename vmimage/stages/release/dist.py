@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vmimage import PROJECT
-from vmimage.console import human_bytes
-from vmimage.errors import InputError, VerifyError
-from vmimage.files import place, remove_tree, sha256_file, sync, sync_tree
-from vmimage.forwards import FORWARDS
-from vmimage.locks import lock_file
-from vmimage.render import render
-from vmimage.spec import FormatName, port_range
+from vmimage.spec.model import FormatName, port_range
+from vmimage.util.console import human_bytes
+from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.files import place, remove_tree, sha256_file, sync, sync_tree
+from vmimage.util.locks import lock_file
+from vmimage.util.render import render
+from vmimage.vm.forwards import FORWARDS
 
 MANIFEST = "manifest.json"
 LATEST = "latest"

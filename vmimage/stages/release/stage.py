@@ -14,13 +14,11 @@ from pathlib import Path
 from typing_extensions import override
 
 from vmimage import PROJECT, host
-from vmimage.console import Step
-from vmimage.files import disk_use, fullness_told
+from vmimage.cache.store import Result
 from vmimage.plan import Plan
-from vmimage.run import run
-from vmimage.spec import MachineSpec
+from vmimage.spec.model import MachineSpec
 from vmimage.stages.base import PACKAGES
-from vmimage.stages.release import (
+from vmimage.stages.release.dist import (
     Release,
     fill_release,
     find_release,
@@ -31,8 +29,10 @@ from vmimage.stages.release import (
     version_of,
 )
 from vmimage.stages.stage import Stage, StoredStage
-from vmimage.store import Result
-from vmimage.verification import VerifyStage
+from vmimage.stages.verify.stage import VerifyStage
+from vmimage.util.console import Step
+from vmimage.util.files import disk_use, fullness_told
+from vmimage.util.run import run
 
 
 @dataclass(frozen=True, kw_only=True)

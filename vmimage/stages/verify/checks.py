@@ -10,8 +10,8 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from vmimage import PROJECT
-from vmimage.errors import VerifyError
-from vmimage.run import run, tail
+from vmimage.util.errors import VerifyError
+from vmimage.util.run import run, tail
 
 IMAGE_TESTS = PROJECT / "tests" / "image"
 TEST_SECONDS = 1800.0

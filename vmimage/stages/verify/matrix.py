@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vmimage.profiles import FIRMWARES, FirmwareName
-from vmimage.spec import FormatName
+from vmimage.spec.model import FormatName
+from vmimage.vm.profiles import FIRMWARES, FirmwareName
 
 # The machines that each format is for; it is booted in the first of them on every build.
 MACHINES: dict[FormatName, tuple[tuple[str, FirmwareName], ...]] = {

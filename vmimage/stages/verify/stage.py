@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vmimage import host
-from vmimage.accelerator import find_accelerator
-from vmimage.checks import DISK_TESTS, check_files
-from vmimage.console import Console, Step
-from vmimage.disk import RawDisk
-from vmimage.errors import InputError, VerifyError
-from vmimage.files import sha256_file
+from vmimage.cache.store import AFTER, Result, Store
+from vmimage.disk.raw import RawDisk
 from vmimage.formats.opened import kind_of
-from vmimage.matrix import Boot, boots
 from vmimage.plan import Plan, digests
-from vmimage.profiles import PROFILES
-from vmimage.run import run
-from vmimage.settings import Options
-from vmimage.spec import FormatName, MachineSpec
-from vmimage.stages import release as releasing
-from vmimage.stages.bake import BakeStage
+from vmimage.spec.model import FormatName, MachineSpec
+from vmimage.stages.bake.stage import BakeStage
 from vmimage.stages.export import ExportStage
+from vmimage.stages.release import dist as releasing
 from vmimage.stages.stage import StoredStage
-from vmimage.stages.verify import VERDICT, File, Subject, image_facts, opened_disk, require_recorded, verify
-from vmimage.store import AFTER, Result, Store
+from vmimage.stages.verify.checks import DISK_TESTS, check_files
+from vmimage.stages.verify.matrix import Boot, boots
+from vmimage.stages.verify.verdict import VERDICT, File, Subject, image_facts, opened_disk, require_recorded, verify
+from vmimage.util.console import Console, Step
+from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.files import sha256_file
+from vmimage.util.run import run
+from vmimage.util.settings import Options
+from vmimage.vm.accelerator import find_accelerator
+from vmimage.vm.profiles import PROFILES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,19 +21,19 @@ from pathlib import Path
 import paramiko
 from qemu.qmp import ExecuteError, QMPError
 
-from vmimage.accelerator import Accelerator, machine_cpus
-from vmimage.checks import DISK_TESTS, Check, dealt_tests, run_tests
-from vmimage.console import Step
-from vmimage.disk import RawDisk, content_digest
-from vmimage.errors import HostError, VerifyError, VmimageError
-from vmimage.files import place, sha256_file
+from vmimage.disk.raw import RawDisk, content_digest
 from vmimage.formats.opened import Opened, open_disk
-from vmimage.kept import ENTER, keep_disk, write_enter
-from vmimage.machine import Hardware, make_overlay, qemu_command, start, write_seed
-from vmimage.matrix import Boot
-from vmimage.run import kill_running, run, tail
-from vmimage.spec import FormatName, size_bytes
-from vmimage.ssh import connect, make_key, wait_for_ssh
+from vmimage.spec.model import FormatName, size_bytes
+from vmimage.stages.kept import ENTER, keep_disk, write_enter
+from vmimage.stages.verify.checks import DISK_TESTS, Check, dealt_tests, run_tests
+from vmimage.stages.verify.matrix import Boot
+from vmimage.util.console import Step
+from vmimage.util.errors import HostError, VerifyError, VmimageError
+from vmimage.util.files import place, sha256_file
+from vmimage.util.run import kill_running, run, tail
+from vmimage.vm.accelerator import Accelerator, machine_cpus
+from vmimage.vm.machine import Hardware, make_overlay, qemu_command, start, write_seed
+from vmimage.vm.ssh import connect, make_key, wait_for_ssh
 
 VERDICT = "verdict.json"
 USER = "dev"
