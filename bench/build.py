@@ -23,7 +23,7 @@ from bench.relay import relay
 from vmimage import PROJECT, host
 from vmimage.cache.store import Store
 from vmimage.disk.raw import allocated
-from vmimage.formats.opened import Opened, open_disk
+from vmimage.formats.opened import Opened, open_disk, write_raw
 from vmimage.plan import PinnedFile, Plan, Source
 from vmimage.stages.base import BaseStage
 from vmimage.stages.fetch import fetch
@@ -183,6 +183,7 @@ class _Bench:
                 sources=sources,
                 folder=folder,
                 accelerator=self.accelerator,
+                tell=step.now,
             )
             path = self.logs / f"{number}-peer-{name.replace(' ', '-')}.log"
             path.write_text(done.output)
@@ -208,7 +209,7 @@ class _Bench:
             manifest = json.loads((release / "manifest.json").read_text())
             files = {kind: int(facts["bytes"]) for kind, facts in manifest["files"].items()}
             raw = self.work / "floor.raw"
-            run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", next(release.glob("*.qcow2")), raw])
+            write_raw(Opened(path=next(release.glob("*.qcow2")), format="qcow2"), raw)
             speeds = floor.measure(floor.sample(raw), self.work)
             content = allocated(raw)
             raw.unlink()

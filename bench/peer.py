@@ -14,28 +14,26 @@ import re
 import shlex
 import shutil
 import tarfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.formats.opened import Opened
-from vmimage.host import tool_version
 from vmimage.plan import Plan, laid_files
 from vmimage.spec.model import size_bytes
 from vmimage.stages import base as base_stage
-from vmimage.stages.bake.packer import packer, plugins_ready, write_plugins_file
+from vmimage.stages.bake.packer import packer, prepare_plugins
 from vmimage.stages.base import BaseStage
+from vmimage.stages.verify.machine import AT_ONCE
 from vmimage.stages.verify.matrix import Boot
-from vmimage.stages.verify.verdict import AT_ONCE, SSH_SECONDS, USER
 from vmimage.util.console import Step
 from vmimage.util.errors import BuildError, VerifyError
-from vmimage.util.run import Completed, run, tail
+from vmimage.util.run import Completed, run
 from vmimage.vm.accelerator import Accelerator, cpu_model, machine_cpus
-from vmimage.vm.machine import Hardware, make_overlay, write_seed
-from vmimage.vm.machine import start as start_machine
-from vmimage.vm.ssh import KeyPair, connect, make_key, wait_for_ssh
+from vmimage.vm.clone import SSH_SECONDS, cloned
+from vmimage.vm.machine import Hardware, console_end
+from vmimage.vm.ssh import KeyPair, make_key
 
 TEMPLATES = PROJECT / "templates" / "peer"
 OUTPUT = "out"
@@ -189,6 +187,7 @@ def build(
     sources: Sequence[str],
     folder: Path,
     accelerator: Accelerator,
+    tell: Callable[[str], None],
 ) -> Completed:
     """Let plain Packer make the image in `folder`/out; a failure is returned, not raised.
 
@@ -196,6 +195,7 @@ def build(
         start: What it starts from.
         base: Folder of `make_base` for that.
         sources: Lines for sources.list that work in the guest.
+        tell: Is told what is done beside.
     """
     (folder / OUTPUT).mkdir()
     shutil.copy(TEMPLATES / "image.pkr.hcl", folder)
@@ -211,10 +211,7 @@ def build(
         accelerator=accelerator,
     )
     (folder / "values.auto.pkrvars.json").write_text(json.dumps(values, indent=1))
-    version = tool_version("packer")
-    write_plugins_file(PROJECT / "packer", folder, version)
-    if not plugins_ready(folder, version):
-        packer("init", folder, timeout=300)
+    prepare_plugins(folder, tell)
     return packer("build", folder, "-color=false", timeout=TIMEOUT_SECONDS)
 
 
@@ -241,10 +238,6 @@ def boot(
         BuildError: It does not answer; with the end of its console.
     """
     folder.mkdir()
-    key = make_key(folder)
-    seed, overlay = folder / "seed.iso", folder / "overlay.qcow2"
-    write_seed(seed, public_keys=[key.public], hostname="bench", instance_id=folder.name)
-    make_overlay(disk.path, disk.format, overlay)
     hardware = Hardware(
         profile=machine.profile,
         firmware=machine.firmware,
@@ -253,21 +246,17 @@ def boot(
         memory=size_bytes(plan.image.machine.memory) >> 20,
         forwards={22: 0},
     )
-    started = time.monotonic()
-    with start_machine(hardware, disk=overlay, seed=seed, folder=folder) as guest:
-        port = guest.port(22)
+    with cloned(disk.path, disk.format, hardware, folder, hostname="bench") as clone:
         try:
-            wait_for_ssh(port, USER, key.private, timeout=SSH_SECONDS[accelerator], alive=guest.alive)
+            seconds = clone.wait_for_ssh()
         except VerifyError as error:
-            said = tail(guest.console_tail())
+            said = console_end(clone.machine.serial)
             raise BuildError(f"{disk.path.name}: {error.message}\n  its console ends with:{said}") from error
-        seconds = time.monotonic() - started
-        answers = []
-        with connect(port, USER, key.private) as client:
-            for command in commands:
-                answers.append(client.exec_command(command, timeout=SSH_SECONDS[accelerator])[1].read().decode())
+        with clone.log_in() as client:
+            limit = SSH_SECONDS[accelerator]
+            answers = tuple(client.exec_command(command, timeout=limit)[1].read().decode() for command in commands)
     shutil.rmtree(folder)
-    return Booted(seconds=seconds, answers=tuple(answers))
+    return Booted(seconds=seconds, answers=answers)
 
 
 def questions(plan: Plan) -> list[str]:

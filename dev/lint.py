@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,14 +14,16 @@ from vmimage import PROJECT
 from vmimage.host import require
 from vmimage.plan import make_plan
 from vmimage.spec.model import Spec, load_spec
-from vmimage.stages.bake.packer import needs_plugins, packer, plugins_ready, write_plugins_file
+from vmimage.stages.bake.machine import OVERLAY, PAYLOAD, packer_values
+from vmimage.stages.bake.packer import packer, prepare_plugins
 from vmimage.stages.bake.ports import BakePorts
-from vmimage.stages.bake.stage import OVERLAY, PAYLOAD, packer_values
 from vmimage.util.console import Console
 from vmimage.util.errors import BuildError
 from vmimage.util.render import render
 from vmimage.util.run import run, tail
 from vmimage.vm.ssh import make_key
+
+log = logging.getLogger(__name__)
 
 PYTHON = ["tasks.py", "vmimage", "bench", "dev", "tests", "provision"]
 SCHEMA = PROJECT / "templates" / "images.schema.json"
@@ -90,7 +93,7 @@ def _schema() -> str:
 def _packer_validate() -> str:
     """Render the Packer template for every image and let this Packer validate it."""
     spec = load_spec(PROJECT / "images.yaml")
-    version = require(["packer"])["packer"]
+    require(["packer"])
     said = []
     for name in spec.images:
         tools = dict.fromkeys(("packer", "qemu-img", "mmdebstrap", "mke2fs", "deflate", "zstandard"), "0")
@@ -102,9 +105,7 @@ def _packer_validate() -> str:
             ports = BakePorts(ssh=20000, vnc=25000)
             values = packer_values(plan.scripts, folder, folder, make_key(folder), "tcg", ports, 22000)
             (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
-            write_plugins_file(PROJECT / "packer", folder, version)
-            if needs_plugins(version) and not plugins_ready(folder, version):
-                packer("init", folder, timeout=300)
+            prepare_plugins(folder, log.info)
             done = packer("validate", folder, timeout=120)
             if done.returncode:
                 said.append(f"{name}: {done.output}")

@@ -16,9 +16,11 @@ def test_booted_with_the_firmware_of_the_machine(host: Host, context: Context) -
     assert host.file("/sys/firmware/efi").exists == (context.firmware == "uefi")
 
 
-def test_answered_ssh(context: Context, record_property: Callable[[str, object], None]) -> None:
+def test_answered_ssh(host: Host, context: Context, record_property: Callable[[str, object], None]) -> None:
     record_property("seconds_to_ssh", context.seconds_to_ssh)
-    assert context.seconds_to_ssh > 0
+    # By the machine's own clock, which begins with its kernel: firmware and GRUB come on top.
+    started = float(host.check_output("systemctl show -p ActiveEnterTimestampMonotonic --value ssh")) / 1e6
+    assert started < context.seconds_to_ssh
 
 
 def test_says_what_it_is(host: Host, context: Context) -> None:
@@ -74,19 +76,13 @@ def test_no_password_works_over_ssh(context: Context, user: str) -> None:
                 transport.auth_password(user, password, fallback=False)
 
 
-def test_identity_differs_from_every_other_clone(root: Host, context: Context) -> None:
-    machine_id = root.check_output("cat /etc/machine-id")
-    host_keys = set(root.check_output("cat /etc/ssh/ssh_host_*_key.pub").splitlines())
-    assert len(machine_id) == 32
-    assert host_keys
-    for sibling in context.siblings:
-        assert sibling, "another machine of this verification did not come up"
-        assert sibling["machine-id"] != machine_id
-        assert not host_keys & set(sibling["host-keys"].splitlines())
-    ca = "/var/lib/rancher/k3s/server/tls/server-ca.crt"
+def test_identity_was_made_here(root: Host, context: Context) -> None:
+    # That no two clones share any of it, verify compares when all are up.
+    assert len(root.check_output("cat /etc/machine-id")) == 32
+    keys = root.check_output("cat /etc/ssh/ssh_host_*_key.pub").splitlines()
+    assert {line.split()[0] for line in keys} == {"ssh-ed25519", "ecdsa-sha2-nistp256"}
     if "k3s" in context.facts["components"]:
-        own = root.check_output(f"sha256sum {ca}")
-        assert own not in [sibling["cluster-ca"] for sibling in context.siblings]
+        assert root.file("/var/lib/rancher/k3s/server/tls/server-ca.crt").size > 0
 
 
 def test_console_logs_dev_in(root: Host) -> None:

@@ -13,7 +13,6 @@ from vmimage.vm.accelerator import (
     machine_cpus,
     probe_accelerator,
     probe_passed,
-    remembered_accelerator,
 )
 
 
@@ -44,7 +43,7 @@ def test_accelerator_that_hangs_is_passed_over_and_the_answer_is_kept(
     assert find_accelerator(state) == "tcg"
     assert find_accelerator(state) == "tcg"
     assert asked == ["kvm", "tcg"]
-    state.write_text(state.read_text().replace("kvm=True", "kvm=False"))
+    state.write_text(state.read_text().replace("true", "false"))
     assert find_accelerator(state) == "tcg"
     assert asked == ["kvm", "tcg"] * 2, "another host is probed anew"
 
@@ -54,7 +53,7 @@ def test_damaged_memory_of_the_accelerator_is_no_error(tmp_path: Path, text: str
     state = tmp_path / "accelerator.json"
     state.write_text(text)
     assert find_accelerator(state, "tcg") == "tcg"
-    assert remembered_accelerator(state, "subject") is None
+    assert find_accelerator(state) in ("kvm", "tcg")
 
 
 def test_override(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from vmimage import PROJECT
 from vmimage.cache.store import Store
 from vmimage.spec.model import SEAL_STEP
 from vmimage.stages.bake.layers import Layer, Layers
+from vmimage.stages.bake.machine import packer_values
 from vmimage.stages.bake.packer import needs_plugins, write_plugins_file
 from vmimage.stages.bake.payload import environment
 from vmimage.stages.bake.ports import BakePorts, own_ports
-from vmimage.stages.bake.stage import BakeStage, _failure, _Position, bake_stage, packer_values, require_written
+from vmimage.stages.bake.position import Position, failure, require_written
+from vmimage.stages.bake.stage import BakeStage, bake_stage
 from vmimage.stages.base import base_stage
 from vmimage.util.errors import BuildError
 from vmimage.util.render import render
@@ -134,11 +136,11 @@ class NotedLayers(Layers):
         self.given.append((layer.script, file))
 
 
-def position_in(folder: Path, bake: BakeStage, said: list[str]) -> tuple[_Position, NotedLayers]:
+def position_in(folder: Path, bake: BakeStage, said: list[str]) -> tuple[Position, NotedLayers]:
     (folder / "output").mkdir()
     (folder / "output/overlay.qcow2").touch()
     layers = NotedLayers()
-    return _Position(step_into(said), folder, layers, {layer.script: layer for layer in bake.layers}), layers
+    return Position(step_into(said), folder, layers, {layer.script: layer for layer in bake.layers}), layers
 
 
 def test_failed_step_is_named_with_its_own_output_and_what_came_before_is_a_layer(
@@ -152,7 +154,7 @@ def test_failed_step_is_named_with_its_own_output_and_what_came_before_is_a_laye
     assert layers.given == [("10-system.sh", tmp_path / "output/overlay.qcow2")]
     assert position.file == tmp_path / "after-10-system.qcow2"
     assert position.kept == position.file
-    error = _failure("dev-env", position, PACKER_OUTPUT, tmp_path / "serial.log")
+    error = failure("dev-env", position, PACKER_OUTPUT, tmp_path / "serial.log")
     assert error.hint.startswith("repeat it: invoke build-image dev-env ")
     assert error.message.splitlines() == [
         "provision/20-kubectl.sh failed:",
@@ -180,7 +182,7 @@ def test_failure_outside_of_a_step_shows_the_console(tmp_path: Path, bake: BakeS
     serial = tmp_path / "serial.log"
     serial.write_text("Kernel panic - not syncing\n")
     position, _ = position_in(tmp_path, bake, [])
-    error = _failure("dev-env", position, "Timeout waiting for SSH.\n", serial)
+    error = failure("dev-env", position, "Timeout waiting for SSH.\n", serial)
     assert "Timeout waiting for SSH." in error.message
     assert "Kernel panic" in error.message
 

@@ -10,7 +10,7 @@ from tests.tools import seed_texts
 from vmimage.util.errors import HostError
 from vmimage.util.run import run
 from vmimage.vm.accelerator import acceleration
-from vmimage.vm.machine import Hardware, Machine, make_overlay, qemu_command, qemu_value, start, write_seed
+from vmimage.vm.machine import Hardware, console_end, make_overlay, qemu_command, qemu_value, start, write_seed
 from vmimage.vm.profiles import PROFILES, FirmwareName
 
 TCG = Hardware(accelerator="tcg", forwards={22: 0, 80: 8080}, memory=64, cpus=1)
@@ -96,8 +96,8 @@ def test_qemu_that_does_not_start_says_why(tmp_path: Path, disk: Path) -> None:
 def test_console_tail_has_no_control_sequences(tmp_path: Path) -> None:
     serial = tmp_path / "serial.log"
     serial.write_bytes(b"\x1b[2J\x1b[01;01HGRUB\r\n\n[\x1b[0;32m  OK  \x1b[0m] Started x\r\n\xff\xfe\n")
-    machine = Machine(None, None, serial)  # type: ignore[arg-type]
-    assert machine.console_tail() == "GRUB\n[  OK  ] Started x"
+    assert console_end(serial) == "\n    GRUB\n    [  OK  ] Started x"
+    assert console_end(tmp_path / "none") == ""
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,16 @@ from vmimage.stages.base import write_disk
 from vmimage.stages.export import ExportStage
 from vmimage.stages.verify import checks
 from vmimage.stages.verify.checks import Check, dealt_tests, read_junit
+from vmimage.stages.verify.machine import Identities
 from vmimage.stages.verify.matrix import boots
 from vmimage.stages.verify.stage import VerifyStage, verify_file
-from vmimage.stages.verify.verdict import File, Subject, image_facts, verify
+from vmimage.stages.verify.subject import File, Subject, image_facts
+from vmimage.stages.verify.verdict import verify
 from vmimage.util.console import Console, Step
 from vmimage.util.errors import VerifyError
 from vmimage.util.run import run
 from vmimage.util.settings import options
+from vmimage.vm.clone import SSH_SECONDS
 from vmimage.vm.machine import Hardware
 
 FACTS = {"components": ["system", "kubectl", "helm", "sshfs", "bootloader"]}
@@ -126,7 +129,7 @@ def test_guest_that_does_not_come_up_leaves_its_console_and_screen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real guest, whose boot sector says a word on the serial port and halts."""
-    monkeypatch.setitem(__import__("vmimage.stages.verify.verdict", fromlist=["x"]).SSH_SECONDS, "tcg", 6.0)
+    monkeypatch.setitem(SSH_SECONDS, "tcg", 6.0)
     code = b"".join(b"\xba\xf8\x03\xb0" + bytes([letter]) + b"\xee" for letter in b"PANIC\n") + b"\xfa\xf4"
     raw = tmp_path / "disk.raw"
     raw.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
@@ -163,7 +166,7 @@ def test_session_with_a_stand_in_that_breaks_off_is_a_failed_check_and_its_evide
         raise paramiko.SSHException(f"{hardware.firmware} is gone")
         yield
 
-    monkeypatch.setattr("vmimage.stages.verify.verdict.start", breaks_off)
+    monkeypatch.setattr("vmimage.vm.clone.start", breaks_off)
     raw = make_disk('{"image": "x", "components": [], "versions": {}}')
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, tmp_path / "a.qcow2"])
     console = Console(log_dir=tmp_path / "log")
@@ -216,3 +219,24 @@ def test_file_that_its_importers_would_refuse(tmp_path: Path) -> None:
     work.mkdir()
     with pytest.raises(VerifyError, match=r"a\.ova is refused: it is no readable tar archive"):
         verify(archive, work, "tcg", quiet())
+
+
+def known(machine: str, key: str = "", ca: str = "") -> dict[str, list[str]]:
+    keys = [key or f"ed {machine}", f"ec {machine}"]
+    return {"machine-id": [machine], "host-keys": keys, "cluster-ca": [ca] * bool(ca)}
+
+
+def test_clones_share_nothing() -> None:
+    identities = Identities()
+    for machine in ("a", "b", "c"):
+        identities.add(machine, known(machine))
+    assert list(identities.shared()) == []
+
+
+def test_clones_that_share_something_are_named_whenever_they_came_up() -> None:
+    identities = Identities()
+    for machine, key, ca in (("a", "ed x", "1"), ("b", "", "2"), ("c", "ed x", "")):
+        identities.add(machine, known(machine, key, ca))
+    assert list(identities.shared()) == ["host-keys is the same in a, c", "cluster-ca: c has none"]
+    identities.add("d", {"machine-id": [], "host-keys": [], "cluster-ca": ["2"]})
+    assert "machine-id: d has none" in list(identities.shared())

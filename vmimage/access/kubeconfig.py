@@ -14,6 +14,7 @@ import paramiko
 import yaml
 
 from vmimage.util.errors import HostError, InputError
+from vmimage.util.files import written_beside
 
 SOURCE = "/etc/rancher/k3s/k3s.yaml"
 SECTIONS = {"clusters": "cluster", "users": "user", "contexts": "context"}
@@ -148,13 +149,9 @@ def write(path: Path, config: Config) -> Path | None:
         shutil.copy2(path, backup)
         for old in sorted(path.parent.glob(f"{path.name}.vmimage-*"))[:-KEPT_BACKUPS]:
             old.unlink()
-    beside = path.with_name(f".{path.name}.vmimage-new")
-    beside.unlink(missing_ok=True)
-    beside.touch(mode=0o600)
-    beside.write_text(text_of(config))
-    if path.exists():
-        beside.chmod(path.stat().st_mode & 0o777)
-    beside.replace(path)
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    with written_beside(path, mode=mode) as beside:
+        beside.write_text(text_of(config))
     return backup
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from vmimage.util.errors import InputError
+from vmimage.util.files import written_beside
 from vmimage.vm.machine import write_seed
 
 HEADER = "#cloud-config"
@@ -23,13 +24,10 @@ def make_seed(to: Path, *, public_keys: Sequence[str], hostname: str, user_data:
     if to.exists() and not force:
         raise InputError(f"{to} exists", hint="remove it, give another name with --output, or say --force")
     more = read_user_data(user_data) if user_data else {}
-    work = to.with_name(f".{to.name}.new")
     identity = f"seed-{secrets.token_hex(4)}"
-    try:
+    # User data may hold secrets.
+    with written_beside(to, mode=0o600) as work:
         write_seed(work, public_keys=public_keys, hostname=hostname, instance_id=identity, user_data=more)
-        work.replace(to)
-    finally:
-        work.unlink(missing_ok=True)
 
 
 def existing_seed(given: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from vmimage.formats.archive import BLOCK, append, finish, member
 from vmimage.plan import Plan
 from vmimage.util.errors import InputError
-from vmimage.util.files import sha256_file
+from vmimage.util.files import sha256_file, written_beside
 
 INDEX = "update.json"
 UPDATED = ("k3s", "k3s-airgap-images", "kubectl", "helm")
@@ -35,18 +35,13 @@ def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path) -> str:
     if to.exists():
         raise InputError(f"{to} exists", hint="remove it, or give another name with --output")
     index = {"image": plan.name, "files": {pin.name: {"version": pin.version, "sha256": pin.sha256} for pin in pins}}
-    work = to.with_name(f".{to.name}.new")
-    try:
-        with work.open("wb") as archive:
-            append(archive, INDEX, (json.dumps(index, indent=2) + "\n").encode())
-            for pin in pins:
-                size = files[pin.name].stat().st_size
-                archive.write(member(pin.name, size))
-                with files[pin.name].open("rb") as source:
-                    shutil.copyfileobj(source, archive, 1 << 20)
-                archive.write(bytes(-size % BLOCK))
-            finish(archive)
-        work.replace(to)
-    finally:
-        work.unlink(missing_ok=True)
+    with written_beside(to) as work, work.open("wb") as archive:
+        append(archive, INDEX, (json.dumps(index, indent=2) + "\n").encode())
+        for pin in pins:
+            size = files[pin.name].stat().st_size
+            archive.write(member(pin.name, size))
+            with files[pin.name].open("rb") as source:
+                shutil.copyfileobj(source, archive, 1 << 20)
+            archive.write(bytes(-size % BLOCK))
+        finish(archive)
     return sha256_file(to)

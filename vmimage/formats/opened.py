@@ -11,6 +11,7 @@ from vmimage.formats.box import check_libvirt_box, check_virtualbox_box
 from vmimage.formats.ova import Contents, check_ova
 from vmimage.formats.raw_zst import read_raw_zst
 from vmimage.spec.model import FormatName
+from vmimage.util.errors import VerifyError
 from vmimage.util.run import run
 
 # Longest first: `.raw.zst` is no `.zst`.
@@ -30,6 +31,15 @@ class Opened:
 
     path: Path
     format: str
+
+
+def write_raw(disk: Opened, to: Path) -> None:
+    """Write what is in a disk as a raw file, with holes for what is not allocated.
+
+    Raises:
+        VerifyError: It cannot be read.
+    """
+    run(["qemu-img", "convert", "-f", disk.format, "-O", "raw", disk.path, to], error=VerifyError)
 
 
 def kind_of(path: Path) -> FormatName | None:

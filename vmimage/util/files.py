@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,25 @@ def place(source: Path, to: Path) -> None:
         os.link(source, to)
     except OSError:
         shutil.copyfile(source, to)
+
+
+@contextlib.contextmanager
+def written_beside(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Yield an empty file beside `path`, which takes its place at the end of the `with` block; not after an error.
+
+    Args:
+        mode: That it has from then on; until then only its owner reads it.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        beside.chmod(mode)
+        sync(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from vmimage.util.files import written_beside
 
 
 class Memo:
@@ -31,11 +32,9 @@ class Memo:
         answer = ask()
         if self._path:
             self._answers[question] = [stamp, answer]
-            beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             # Without it the next run asks again.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), written_beside(self._path) as beside:
                 beside.write_text(json.dumps(self._answers))
-                beside.replace(self._path)
         return answer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 
 from vmimage.host import tool_version, version_tuple
 from vmimage.util.errors import HostError, InputError
+from vmimage.util.memo import Memo
 from vmimage.util.run import Completed, run
 
 Accelerator = Literal["kvm", "tcg"]
@@ -99,11 +99,11 @@ def known_accelerator(name: str) -> Accelerator:
     raise InputError(f"--accelerator {name}: unknown", hint=f"one of {', '.join(ACCELERATORS)}")
 
 
-def find_accelerator(state: Path, override: str | None = None) -> Accelerator:
+def find_accelerator(memory: Path, override: str | None = None) -> Accelerator:
     """Return the accelerator to use: the override, else the first that runs guest code.
 
     Args:
-        state: A file that remembers the answer until the next boot of the host or another QEMU.
+        memory: A file that remembers the answer until the next boot of the host or another QEMU.
 
     Raises:
         InputError: The override is no accelerator.
@@ -113,22 +113,15 @@ def find_accelerator(state: Path, override: str | None = None) -> Accelerator:
         return known_accelerator(override)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    subject = f"{boot_id} {tool_version('qemu-system-x86_64')} kvm={usable} uid={os.geteuid()}"
-    remembered = remembered_accelerator(state, subject)
-    if remembered:
-        return remembered
+    stamp = [boot_id, tool_version("qemu-system-x86_64"), usable, os.geteuid()]
+    answers = Memo(memory)
+    found = answers.get("accelerator", stamp, lambda: _working_accelerator(kvm=usable))
+    # What somebody wrote there instead is asked again.
+    return next((known for known in ACCELERATORS if known == found), None) or _working_accelerator(kvm=usable)
+
+
+def _working_accelerator(*, kvm: bool) -> Accelerator:
     for name in ACCELERATORS:
-        if (name == "tcg" or usable) and probe_passed(probe_accelerator(name)):
-            state.write_text(json.dumps({"subject": subject, "accelerator": name}))
+        if (name == "tcg" or kvm) and probe_passed(probe_accelerator(name)):
             return name
     raise HostError("QEMU runs no guest code on this host, not even by emulation", hint="run `invoke doctor`")
-
-
-def remembered_accelerator(state: Path, subject: str) -> Accelerator | None:
-    """Return what an earlier run found on the same host; whatever else the file holds is ignored."""
-    try:
-        known = json.loads(state.read_text())
-        same = known["subject"] == subject
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return next((name for name in ACCELERATORS if same and known.get("accelerator") == name), None)

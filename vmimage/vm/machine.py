@@ -19,12 +19,15 @@ from qemu.qmp import ConnectError, ExecuteError, QMPError
 
 from vmimage.host import find_uefi
 from vmimage.util.errors import HostError, VerifyError
-from vmimage.util.run import run, spawn
+from vmimage.util.run import run, spawn, tail
 from vmimage.vm.accelerator import Accelerator, acceleration, cpu_model
 from vmimage.vm.profiles import PROFILES, FirmwareName
 from vmimage.vm.qmp import Monitor
 
+SERIAL = "serial.log"
 AGENT_SECONDS = 60.0
+CONSOLE_LINES = 30
+MOST_CONSOLE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,11 +199,18 @@ class Machine:
             return False
         return True
 
-    def console_tail(self, lines: int = 25) -> str:
-        """Return the end of what the guest wrote to its serial console, without control sequences."""
-        text = self.serial.read_text(errors="replace") if self.serial.exists() else ""
-        plain = re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-Z0-9])|[^\n\x20-\x7e]", "", text)
-        return "\n".join([line for line in plain.splitlines() if line.strip()][-lines:])
+
+def console_end(serial: Path, lines: int = CONSOLE_LINES) -> str:
+    """Return the end of what a guest wrote to its serial console, to stand behind an error message.
+
+    Control sequences are left out: they would act on the terminal of who reads it.
+    """
+    if not serial.exists():
+        return ""
+    with serial.open("rb") as file:
+        file.seek(max(0, serial.stat().st_size - MOST_CONSOLE_BYTES))
+        text = file.read().decode(errors="replace")
+    return tail(re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-Z0-9])|[^\n\x20-\x7e]", "", text), lines)
 
 
 @contextlib.contextmanager
@@ -214,7 +224,7 @@ def start(hardware: Hardware, *, disk: Path, seed: Path, folder: Path) -> Iterat
     Raises:
         HostError: QEMU did not start.
     """
-    serial = folder / "serial.log"
+    serial = folder / SERIAL
     messages = folder / "qemu.log"
     with contextlib.ExitStack() as stack:
         (ours, theirs), (agent, agent_theirs) = socket.socketpair(), socket.socketpair()

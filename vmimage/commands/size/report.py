@@ -8,14 +8,13 @@ from pathlib import Path
 
 from vmimage.commands.size.measure import GROUPS, ImageSize, component_files, measure, mib
 from vmimage.commands.size.treemap import picture
-from vmimage.formats.opened import open_disk
+from vmimage.formats.opened import open_disk, write_raw
 from vmimage.formats.qcow2 import HEADER, cluster_size, write_qcow2
 from vmimage.spec.model import Qcow2Options, Spec
 from vmimage.stages.bake.stage import DISK, BakeStage
 from vmimage.stages.release import dist as releasing
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError, VerifyError
-from vmimage.util.run import run
 
 SHOWN = 12
 """Parts of a group that the table names."""
@@ -114,7 +113,7 @@ def _open(
     if opened.format == "raw":
         disk = opened.path
     else:
-        run(["qemu-img", "convert", "-f", opened.format, "-O", "raw", opened.path, disk], error=VerifyError)
+        write_raw(opened, disk)
     if kind == "qcow2" and options and options.compression == "zstd":
         return f"{bake.image} {release.version}", disk, release.file(kind)
     write_qcow2(disk, qcow2, compression="zstd")

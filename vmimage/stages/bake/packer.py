@@ -13,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.host import version_tuple
+from vmimage.host import tool_version, version_tuple
+from vmimage.util.errors import HostError
 from vmimage.util.render import render
-from vmimage.util.run import Completed, Confine, run
+from vmimage.util.run import Completed, Confine, run, tail
 
 PLUGINS_EXTERNAL_SINCE = (1, 11)
 # Packer's plugins listen on Unix sockets in its temporary folder; a socket's path has at most 107 bytes.
 LONGEST_TEMPORARY = 80
+INIT_SECONDS = 300.0
 
 
 def needs_plugins(packer_version: str) -> bool:
@@ -62,10 +64,30 @@ def packer(
     )
 
 
-def plugins_ready(folder: Path, packer_version: str) -> bool:
-    """Tell whether the qemu plugin is installed where Packer needs it to be."""
-    if not needs_plugins(packer_version):
-        return True
+def prepare_plugins(folder: Path, tell: Callable[[str], None]) -> None:
+    """Let Packer 1.11 and later have the qemu plugin: the one that is installed, else `packer init`.
+
+    Args:
+        folder: Where Packer's template lies.
+        tell: Is told when something is installed.
+
+    Raises:
+        HostError: It cannot be had.
+    """
+    version = tool_version("packer")
+    write_plugins_file(PROJECT / "packer", folder, version)
+    if not needs_plugins(version) or _plugins_installed(folder):
+        return
+    tell("install Packer's qemu plugin (packer init)")
+    done = packer("init", folder, timeout=INIT_SECONDS)
+    if done.returncode:
+        raise HostError(
+            f"Packer {version} needs its qemu plugin, and `packer init` failed:{tail(done.output, 6)}",
+            hint="without internet: `packer plugins install --path FILE github.com/hashicorp/qemu`",
+        )
+
+
+def _plugins_installed(folder: Path) -> bool:
     found = run(["packer", "plugins", "required", folder], check=False)
     installed = run(["packer", "plugins", "installed"], check=False)
     return found.returncode == 0 and "hashicorp/qemu" in installed.output

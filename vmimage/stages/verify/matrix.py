@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmimage.spec.model import FormatName
 from vmimage.vm.profiles import FIRMWARES, FirmwareName
@@ -23,16 +23,21 @@ MACHINES: dict[FormatName, tuple[tuple[str, FirmwareName], ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Boot:
-    """One file in one machine."""
+    """One file in one machine.
+
+    Attributes:
+        again: The same machine once more, so that there are two clones to compare.
+    """
 
     kind: FormatName
     profile: str
     firmware: FirmwareName
+    again: bool = False
 
     @property
     def name(self) -> str:
         """As it stands in verdicts and on folders: "ova-virtualbox-bios"."""
-        return f"{self.kind}-{self.profile}-{self.firmware}"
+        return f"{self.kind}-{self.profile}-{self.firmware}{'-again' * self.again}"
 
 
 def boots(kinds: Sequence[FormatName], *, full: bool) -> tuple[Boot, ...]:
@@ -40,7 +45,7 @@ def boots(kinds: Sequence[FormatName], *, full: bool) -> tuple[Boot, ...]:
 
     Args:
         full: Every machine that a format is for. Otherwise each file in its first machine, and, if no file was booted
-            with a firmware in that way, one more machine with it.
+            with a firmware in that way, one more machine with it. Two at least: clones are compared.
     """
     chosen = [Boot(kind=kind, profile=profile, firmware=firmware) for kind in kinds
               for profile, firmware in (MACHINES[kind] if full else MACHINES[kind][:1])]  # fmt: skip
@@ -49,4 +54,6 @@ def boots(kinds: Sequence[FormatName], *, full: bool) -> tuple[Boot, ...]:
             more = [Boot(kind=kind, profile=profile, firmware=firmware) for kind in kinds
                     for profile, firmware in MACHINES[kind] if firmware == wanted]  # fmt: skip
             chosen += more[:1]
+    if len(chosen) == 1:
+        chosen.append(replace(chosen[0], again=True))
     return tuple(chosen)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from vmimage import host
 from vmimage.cache.store import AFTER, Result, Store
 from vmimage.disk.raw import RawDisk
-from vmimage.formats.opened import kind_of
+from vmimage.formats.opened import kind_of, write_raw
 from vmimage.plan import Plan, digests
 from vmimage.spec.model import FormatName, MachineSpec
 from vmimage.stages.bake.stage import BakeStage
@@ -21,11 +21,11 @@ from vmimage.stages.release import dist as releasing
 from vmimage.stages.stage import StoredStage
 from vmimage.stages.verify.checks import DISK_TESTS, check_files
 from vmimage.stages.verify.matrix import Boot, boots
-from vmimage.stages.verify.verdict import VERDICT, File, Subject, image_facts, opened_disk, require_recorded, verify
+from vmimage.stages.verify.subject import File, Subject, image_facts, opened_disk, require_recorded
+from vmimage.stages.verify.verdict import VERDICT, verify
 from vmimage.util.console import Console, Step
-from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.errors import InputError
 from vmimage.util.files import sha256_file
-from vmimage.util.run import run
 from vmimage.util.settings import Options
 from vmimage.vm.accelerator import find_accelerator
 from vmimage.vm.profiles import PROFILES
@@ -186,5 +186,5 @@ def facts_of(file: File, store: Store) -> Mapping[str, object]:
         require_recorded(file)
         opened = opened_disk(file, work)
         raw = work / "facts.raw"
-        run(["qemu-img", "convert", "-f", opened.format, "-O", "raw", opened.path, raw], error=VerifyError)
+        write_raw(opened, raw)
         return image_facts(RawDisk(raw), work)

@@ -1,0 +1,92 @@
+"""What is verified: exported files, and what the image in them should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmimage.disk.raw import RawDisk
+from vmimage.formats.opened import Opened, open_disk
+from vmimage.spec.model import FormatName
+from vmimage.stages.verify.matrix import Boot
+from vmimage.util.errors import VerifyError, VmimageError
+from vmimage.util.files import sha256_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """An exported file; `recorded_sha256` is what its manifest says, if there is one."""
+
+    kind: FormatName
+    path: Path
+    recorded_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is verified, and what it should be.
+
+    Attributes:
+        boots: In which machines the files are booted.
+        facts: What the image should say of itself: image, components, versions, build.
+        build_key: The public key of its bake, if known.
+    """
+
+    files: Sequence[File]
+    boots: Sequence[Boot]
+    facts: Mapping[str, object]
+    memory: str
+    cpus: int
+    build_key: str = ""
+
+
+def image_facts(disk: RawDisk, work: Path) -> Mapping[str, object]:
+    """Read what an image says of itself.
+
+    Raises:
+        VerifyError: It says nothing, so vmimage did not make it.
+    """
+    folder = work / "facts"
+    folder.mkdir()
+    try:
+        facts = json.loads((disk.dump("/etc/vmimage", folder) / "release.json").read_text())
+        if not all(isinstance(facts[key], list if key == "components" else dict) for key in ("components", "versions")):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, VmimageError) as error:
+        raise VerifyError(
+            "the image has no readable /etc/vmimage/release.json, so it is not known what it should contain",
+            hint="verify images that vmimage built",
+        ) from error
+    return dict(facts)
+
+
+def require_recorded(file: File) -> str:
+    """Return a file's SHA-256.
+
+    Raises:
+        VerifyError: It is another than its manifest says.
+    """
+    digest = sha256_file(file.path)
+    if file.recorded_sha256 not in ("", digest):
+        raise VerifyError(
+            f"{file.path.name} is not what its manifest says\n"
+            f"    manifest {file.recorded_sha256}\n    found    {digest}",
+            hint="download or build it again",
+        )
+    return digest
+
+
+def opened_disk(file: File, work: Path) -> Opened:
+    """Open a file as its hypervisor would, in a folder of its own below `work`.
+
+    Raises:
+        VerifyError: It is refused, with the reason.
+    """
+    folder = work / f"disk-{file.kind}"
+    folder.mkdir()
+    try:
+        return open_disk(file.kind, file.path, folder)
+    except (ValueError, OSError) as error:
+        raise VerifyError(f"{file.path.name} is refused: {error}", hint="download or build it again") from error
