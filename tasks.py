@@ -30,7 +30,7 @@ from vmimage.commands.doctor import examine
 from vmimage.commands.run_image import find_public_keys, machine_like, run_release
 from vmimage.commands.session import allow_missing_positionals, errors_shown, session
 from vmimage.commands.size.report import show_size
-from vmimage.spec.model import load_spec
+from vmimage.spec.load import load_spec
 from vmimage.stages.bake.stage import BakeStage
 from vmimage.stages.base import BaseStage
 from vmimage.stages.export import ExportStage

@@ -13,7 +13,8 @@ from pathlib import Path
 from vmimage import PROJECT
 from vmimage.host import require
 from vmimage.plan import make_plan
-from vmimage.spec.model import Spec, load_spec
+from vmimage.spec.load import load_spec
+from vmimage.spec.model import Spec
 from vmimage.stages.bake.machine import OVERLAY, PAYLOAD, packer_values
 from vmimage.stages.bake.packer import packer, prepare_plugins
 from vmimage.stages.bake.ports import BakePorts
@@ -26,6 +27,7 @@ from vmimage.vm.ssh import make_key
 log = logging.getLogger(__name__)
 
 PYTHON = ["tasks.py", "vmimage", "bench", "dev", "tests", "provision"]
+MOST_LINES = 350
 SCHEMA = PROJECT / "templates" / "images.schema.json"
 
 
@@ -39,6 +41,8 @@ def lint(console: Console) -> None:
         "ruff": lambda: _command("ruff", "check", *PYTHON),
         "format": lambda: _command("ruff", "format", "--check", *PYTHON),
         "mypy": lambda: _command("mypy"),
+        "imports": _imports,
+        "length": _too_long,
         "shellcheck": _shellcheck,
         "schema": _schema,
         "packer": _packer_validate,
@@ -60,6 +64,24 @@ def lint(console: Console) -> None:
 def _command(module: str, *args: str) -> str:
     done = run([sys.executable, "-m", module, *args], cwd=PROJECT, check=False)
     return done.output if done.returncode else ""
+
+
+def _imports() -> str:
+    """Check that imports run downward only: the layers stand in pyproject.toml."""
+    call = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+    done = run([sys.executable, "-c", call, "--no-cache"], cwd=PROJECT, check=False)
+    return done.output if done.returncode else ""
+
+
+def _too_long() -> str:
+    """Name the Python files that have more lines than a reader keeps in mind."""
+    paths = [PROJECT / "tasks.py", *(path for name in PYTHON for path in sorted((PROJECT / name).rglob("*.py")))]
+    lengths = {path: len(path.read_text().splitlines()) for path in paths}
+    return "\n".join(
+        f"{path.relative_to(PROJECT)} has {lines} lines, {MOST_LINES} at most: split it by meaning"
+        for path, lines in lengths.items()
+        if lines > MOST_LINES
+    )
 
 
 def shell_scripts() -> list[Path]:

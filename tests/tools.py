@@ -20,7 +20,7 @@ import pytest
 from vmimage import PROJECT
 from vmimage.cache.store import Store
 from vmimage.plan import Plan, make_plan
-from vmimage.spec.model import load_spec
+from vmimage.spec.load import load_spec
 from vmimage.stages.stage import BuildContext
 from vmimage.util.console import Step
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from vmimage import PROJECT, host
 from vmimage.cache.store import Store
 from vmimage.plan import Plan, make_plan
-from vmimage.spec.model import load_spec
+from vmimage.spec.load import load_spec
 from vmimage.stages.bake.stage import bake_stage
 from vmimage.stages.base import base_stage
 from vmimage.stages.export import export_stage

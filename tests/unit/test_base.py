@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.tools import context_in, plan_of
 from vmimage import PROJECT
-from vmimage.spec.model import load_spec
+from vmimage.spec.load import load_spec
 from vmimage.stages.base import base_stage, mmdebstrap_command
 
 

@@ -19,7 +19,7 @@ from bench.figures import COLD, COMPONENT, LAST_STEP, NO_CHANGE, Ours, Round, re
 from vmimage import PROJECT
 from vmimage.disk.raw import allocated
 from vmimage.plan import Plan, make_plan
-from vmimage.spec.model import load_spec
+from vmimage.spec.load import load_spec
 from vmimage.util.errors import BuildError, InputError
 from vmimage.vm.ssh import KeyPair
 

@@ -15,7 +15,7 @@ from tests.tools import update_bundle
 from vmimage import PROJECT
 from vmimage.commands.bundle import write_bundle
 from vmimage.plan import Plan, make_plan
-from vmimage.spec.model import load_spec
+from vmimage.spec.load import load_spec
 from vmimage.util.errors import InputError
 
 

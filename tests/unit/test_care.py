@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.tools import step_into
-from vmimage.cache.store import META, Result, Store
+from vmimage.cache.result import META, Result
+from vmimage.cache.store import Store
 from vmimage.commands import cache as care
 from vmimage.util.errors import InputError
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmimage import PROJECT
-from vmimage.spec.model import load_spec, port_range
+from vmimage.spec.load import load_spec
+from vmimage.spec.model import port_range
 
 
 def service(name: str = "web", namespace: str = "default", **options: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.tools import context_in, plan_of, step_into
-from vmimage.cache.store import LAYER, Result, Store
+from vmimage.cache.result import LAYER, Result
+from vmimage.cache.store import Store
 from vmimage.stages.bake.layers import DISK, Layer, Layers, layers_of
 from vmimage.stages.base import base_stage
 from vmimage.stages.stage import BuildContext

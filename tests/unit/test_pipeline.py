@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools import context_in, plan_of, step_into
-from vmimage.cache.store import Result
+from vmimage.cache.result import Result
 from vmimage.pipeline import find_start, stages_of, the_stage
 from vmimage.stages.bake.stage import BakeStage
 from vmimage.stages.base import BaseStage

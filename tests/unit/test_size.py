@@ -25,7 +25,7 @@ from vmimage.commands.size.report import table
 from vmimage.disk.ext4 import Node, Root, Run
 from vmimage.disk.raw import extents
 from vmimage.formats.qcow2 import CLUSTER, cluster_size, write_qcow2
-from vmimage.spec.model import load_spec
+from vmimage.spec.load import load_spec
 from vmimage.stages.base import write_disk
 
 PROGRAM = os.urandom(1 << 20)

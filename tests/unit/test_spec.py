@@ -7,7 +7,8 @@ import pytest
 
 from dev.lint import SCHEMA, schema_text
 from vmimage import PROJECT
-from vmimage.spec.model import Spec, load_spec, size_bytes
+from vmimage.spec.load import load_spec
+from vmimage.spec.model import Spec, size_bytes
 from vmimage.util.errors import InputError
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.tools import step_into
 from vmimage import PROJECT
-from vmimage.cache.store import Result, Store, stage_key
+from vmimage.cache.result import Result, stage_key
+from vmimage.cache.store import Store
 from vmimage.commands import cache as care
 from vmimage.util.errors import BuildError, HostError
 from vmimage.util.files import disk_use, sha256_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from vmimage.cache.store import AFTER
+from vmimage.cache.result import AFTER
 
 Leaves = dict[tuple[str, ...], object]
 MOST = 4

@@ -20,28 +20,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from vmimage.cache.result import AFTER, INPUTS, LAYER, META, Result, stage_key
 from vmimage.disk.raw import content_digest
 from vmimage.util.console import Step, human_bytes
 from vmimage.util.errors import HostError
 from vmimage.util.files import fullness_told, peak_disk_use, remove_tree, stamp, sync, sync_tree
 from vmimage.util.locks import lock_file
 
-INPUTS = "inputs.json"
-META = "meta.json"
-AFTER = "after"
-LAYER = "layer"
-KEY_LENGTH = 16
 FOLDERS = ("files", "work", "locks", "logs", "kept")
 NO_STAGES = (*FOLDERS, "partial")
 
@@ -54,40 +49,6 @@ ROOM = "make room (`invoke cache`, `invoke clean --keep 10G`), or set VMIMAGE_CA
 def making(stage: str, key: str) -> str:
     """Return the name of the lock that who makes a result holds."""
     return f"{stage}-{key}"
-
-
-def stage_key(inputs: Mapping[str, object]) -> str:
-    """Return the key of a stage: the start of the SHA-256 over its inputs as canonical JSON."""
-    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """A complete result of a stage.
-
-    Attributes:
-        meta: What the stage noted: `seconds` it took, `peak_bytes` of disk it used, `content` of its files, and facts
-            of its own; `id` is its own name, and `below` that of the result it was made from.
-        cached: It was there already.
-    """
-
-    stage: str
-    path: Path
-    key: str
-    meta: Mapping[str, Any]
-    cached: bool
-
-    @property
-    def inputs(self) -> Mapping[str, Any]:
-        """What the key was made from."""
-        found: Mapping[str, Any] = json.loads((self.path / INPUTS).read_text())
-        return found
-
-    @property
-    def name(self) -> str:
-        """STAGE/KEY."""
-        return f"{self.stage}/{self.key}"
 
 
 class Store:

@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmimage.cache.store import AFTER, LAYER, META, Store
+from vmimage.cache.result import AFTER, LAYER, META
+from vmimage.cache.store import Store
 from vmimage.stages.release.dist import latest_releases
 from vmimage.util.console import human_bytes
 from vmimage.util.errors import InputError

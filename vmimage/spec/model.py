@@ -1,4 +1,4 @@
-"""images.yaml as frozen, typed models; every problem in it is reported at once, with its line.
+"""images.yaml as frozen, typed models.
 
 The models are the one source: they check the file, and `invoke schema` writes the JSON schema that
 editors use from them.
@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import difflib
 import string
-from collections.abc import Iterator
-from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from vmimage.spec.yaml_lines import Document, Problem, YamlPath, parse
 from vmimage.util.errors import InputError
 from vmimage.util.ports import MAX_PORT
 
@@ -61,6 +57,12 @@ def port_range(ports: str | None) -> range:
     """Return a `PortRange` such as "31000-31019" as numbers; none for nothing."""
     first, last = ports.split("-") if ports else ("0", "-1")
     return range(int(first), int(last) + 1)
+
+
+def near_miss(word: str, known: list[str]) -> str:
+    """Return ` (did you mean …?)` when a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 class Model(BaseModel):
@@ -241,151 +243,3 @@ class Spec(Model):
                 hint=f"the images are: {', '.join(self.images)}",
             )
         return chosen, self.images[chosen]
-
-
-def load_spec(path: Path) -> Spec:
-    """Read and check images.yaml.
-
-    Raises:
-        InputError: It cannot be read or is wrong; the message lists every problem as `FILE:LINE: path: problem`.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}", hint="run from a checkout of the project") from error
-    document = parse(text)
-    spec: Spec | None = None
-    problems = list(document.problems)
-    if document.data is not None or not problems:
-        try:
-            spec = Spec.model_validate(document.data)
-        except ValidationError as error:
-            problems += [_problem(details, document) for details in error.errors()]  # type: ignore[arg-type]
-        problems += _dangling(document, path.parent)
-        if spec and not problems:
-            problems += [*_without_digest(spec, document), *_kept_in_vain(spec, document)]
-    if problems or spec is None:
-        lines = sorted({(p.line, f"{path.name}:{p.line}: {dotted(p.path)}{p.message}") for p in problems})
-        raise InputError("\n".join(text for _, text in lines), hint=f"correct {path}; README.md explains the keys")
-    return spec
-
-
-def dotted(path: YamlPath) -> str:
-    """Return a path as people write it: `images.toolbox.components[2]: `, or nothing for the whole file."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return f"{text.lstrip('.')}: " if text else ""
-
-
-def near_miss(word: str, known: list[str]) -> str:
-    """Return ` (did you mean …?)` when a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _problem(details: dict[str, object], document: Document) -> Problem:
-    """Turn one of pydantic's errors into a problem with a line and words for people."""
-    # Pydantic adds parts of its own to a path ("[key]", a union's member); the file's path ends before them.
-    location: YamlPath = tuple(details["loc"])  # type: ignore[arg-type]
-    path = location
-    kind = details["type"]
-    if kind not in ("missing", "extra_forbidden"):
-        while path and path not in document.lines:
-            path = path[:-1]
-    message = str(details["msg"]).removeprefix("Value error, ")
-    raw = document.raw.get(path)
-    if kind == "extra_forbidden":
-        message = f"unknown key{near_miss(str(path[-1]), _known_keys(path[:-1]))}"
-    elif kind == "missing":
-        message = "missing, it must be given"
-    elif kind == "string_type" and raw is not None:
-        message = f'text is needed; YAML reads this as another type, so write it in quotes: "{raw}"'
-    elif kind == "string_pattern_mismatch":
-        message = f"{raw or path[-1]!r} does not have the form {details['ctx']['pattern']}"  # type: ignore[index]
-    elif raw is not None:
-        message = f"{message} (found {raw!r})"
-    return Problem(line=document.line(path), path=path, message=message)
-
-
-def _known_keys(path: YamlPath) -> list[str]:
-    """Return the keys that images.yaml may have at a path, from the JSON schema."""
-    schema = Spec.model_json_schema()
-    node = _resolved(schema, schema)
-    for part in path:
-        named = next(iter(node.get("patternProperties", {}).values()), None)
-        inner = node.get("properties", {}).get(part) or named or node.get("additionalProperties") or node.get("items")
-        node = _resolved(inner, schema) if isinstance(inner, dict) else {}
-    return list(node.get("properties", {}))
-
-
-def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Follow `$ref`, and the model in an optional (`anyOf` with null)."""
-    for choice in node.get("anyOf", []):
-        if "$ref" in choice:
-            node = choice
-    reference = node.get("$ref")
-    resolved: dict[str, Any] = schema["$defs"][reference.rsplit("/", 1)[1]] if reference else node
-    return resolved
-
-
-def _at(data: object, path: YamlPath) -> object:
-    """Return what plain data holds at a path, or None."""
-    for part in path:
-        if isinstance(data, dict):
-            data = data.get(part)
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            return None
-    return data
-
-
-def _names(data: object, *path: str) -> list[str]:
-    """Return the keys of a mapping, or the entries of a list."""
-    found = _at(data, path)
-    return list(found) if isinstance(found, (dict, list)) else []
-
-
-def _dangling(document: Document, project: Path) -> Iterator[Problem]:
-    """Find names that point at nothing; on plain data, so that it also works in a file with other problems."""
-    data = document.data
-    references: list[tuple[YamlPath, str]] = [(("default",), "images")]
-    for image in _names(data, "images"):
-        references.append((("images", image, "base"), "bases"))
-        parts = len(_names(data, "images", image, "components"))
-        references += [(("images", image, "components", i), "components") for i in range(parts)]
-    for component in _names(data, "components"):
-        parts = len(_names(data, "components", component, "pins"))
-        references += [(("components", component, "pins", i), "pins") for i in range(parts)]
-    for path, kind in references:
-        name, known = _at(data, path), _names(data, kind)
-        if isinstance(name, str) and name not in known:
-            message = f"no such entry in {kind}: {name!r}{near_miss(name, known)}"
-            yield Problem(line=document.line(path), path=path, message=message)
-    for component in _names(data, "components"):
-        step = _at(data, ("components", component, "step"))
-        needed = [f"tests/image/test_{component}.py"] + [f"provision/{step}"] * isinstance(step, str)
-        for file in needed:
-            if not (project / file).is_file():
-                path = ("components", component)
-                yield Problem(line=document.line((*path, "step")), path=path, message=f"{file} is missing")
-
-
-def _without_digest(spec: Spec, document: Document) -> Iterator[Problem]:
-    """Find pins that an image needs for an architecture they have no digest for."""
-    for name, image in spec.images.items():
-        arch = spec.bases[image.base].arch
-        for pin in (pin for component in image.components for pin in spec.components[component].pins):
-            if arch not in spec.pins[pin].sha256:
-                path: YamlPath = ("pins", pin, "sha256")
-                message = f"no digest for {arch}, which images.{name} needs"
-                yield Problem(line=document.line(path), path=path, message=message)
-
-
-def _kept_in_vain(spec: Spec, document: Document) -> Iterator[Problem]:
-    """Find patterns in `keep` that no pattern in `exclude` covers: misspelt, or left over."""
-    for name, base in spec.bases.items():
-        for i, kept in enumerate(base.keep):
-            if not any(fnmatchcase(kept, excluded) for excluded in base.exclude):
-                path: YamlPath = ("bases", name, "keep", i)
-                message = f"{kept!r} is in nothing that `exclude` names{near_miss(kept, list(base.exclude))}"
-                yield Problem(line=document.line(path), path=path, message=message)

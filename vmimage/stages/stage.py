@@ -17,7 +17,8 @@ from typing import ClassVar
 from pydantic import BaseModel
 
 from vmimage.cache.changes import why_new
-from vmimage.cache.store import AFTER, Result, Store, stage_key
+from vmimage.cache.result import AFTER, Result, stage_key
+from vmimage.cache.store import Store
 from vmimage.util.console import Step
 from vmimage.vm.accelerator import Accelerator
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from vmimage import PROJECT, host
-from vmimage.cache.store import Result
+from vmimage.cache.result import Result
 from vmimage.plan import Plan
 from vmimage.spec.model import MachineSpec
 from vmimage.stages.base import PACKAGES

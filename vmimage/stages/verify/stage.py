@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vmimage import host
-from vmimage.cache.store import AFTER, Result, Store
+from vmimage.cache.result import AFTER, Result
+from vmimage.cache.store import Store
 from vmimage.disk.raw import RawDisk
 from vmimage.formats.opened import kind_of, write_raw
 from vmimage.plan import Plan, digests
