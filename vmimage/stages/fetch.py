@@ -212,32 +212,43 @@ def download(url: str, to: Path, progress: Progress) -> None:
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
-        have = to.stat().st_size if to.exists() else 0
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         try:
-            with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
-                if answer.status_code == requests.codes.requested_range_not_satisfiable:
-                    # Complete already, or other bytes than before: the digest tells, or the next attempt starts anew.
-                    if answer.headers.get("Content-Range") == f"bytes */{have}":
-                        return
-                    to.unlink()
-                    continue
-                if answer.status_code in (requests.codes.too_many_requests, *range(500, 600)):
-                    why = f"HTTP {answer.status_code}"
-                    continue
-                if not answer.ok:
-                    raise _UnavailableError(f"HTTP {answer.status_code} {answer.reason}")
-                resumed = answer.status_code == requests.codes.partial_content
-                with to.open("ab" if resumed else "wb") as file:
-                    _copy(answer, file, progress)
-                return
+            why = _attempt(url, to, progress)
         except requests.exceptions.ConnectionError as error:
             why = _plain_words(error, url)
             if "resolve" in why:
                 break
         except requests.exceptions.RequestException as error:
             why = f"{type(error).__name__}: {error}"
-    raise _UnavailableError(why or "the server's answers contradict each other")
+        if not why:
+            return
+    raise _UnavailableError(why)
+
+
+def _attempt(url: str, to: Path, progress: Progress) -> str:
+    """Get the rest of a file; returns why another attempt is worth it, or nothing when it is complete.
+
+    Raises:
+        _UnavailableError: Another attempt cannot help.
+        requests.exceptions.RequestException: The connection broke.
+    """
+    have = to.stat().st_size if to.exists() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
+        if answer.status_code == requests.codes.requested_range_not_satisfiable:
+            # Complete already, or other bytes than before: the digest tells, or the next attempt starts anew.
+            if answer.headers.get("Content-Range") == f"bytes */{have}":
+                return ""
+            to.unlink()
+            return "the server's answers contradict each other"
+        if answer.status_code in (requests.codes.too_many_requests, *range(500, 600)):
+            return f"HTTP {answer.status_code}"
+        if not answer.ok:
+            raise _UnavailableError(f"HTTP {answer.status_code} {answer.reason}")
+        resumed = answer.status_code == requests.codes.partial_content
+        with to.open("ab" if resumed else "wb") as file:
+            _copy(answer, file, progress)
+    return ""
 
 
 def _copy(answer: requests.Response, file: IO[bytes], progress: Progress) -> None:
