@@ -479,14 +479,26 @@ def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output
         "keyword": "only tests that match (pytest -k)",
         "vagrant": "with `vagrant up` of the libvirt box, which takes minutes",
         "real-k3s": "a mirror of k3s's files: dev-env is tested with them, containers included, instead of a stand-in",
+        "k3s-version": "with --real-k3s: the version to take from there, whatever its digests, if not the pinned one",
     }
 )
-def test(_: Context, unit: bool = False, keyword: str = "", vagrant: bool = False, real_k3s: str = "") -> None:
+def test(
+    _: Context,
+    unit: bool = False,
+    keyword: str = "",
+    vagrant: bool = False,
+    real_k3s: str = "",
+    k3s_version: str = "",
+) -> None:
     """Run the tests, with lint and real builds."""
     folders = ["tests/unit"] if unit else ["tests/unit", "tests/e2e"]
     select = ["-k", keyword] if keyword else []
+    with errors_shown(Console()):
+        if k3s_version and not real_k3s:
+            raise InputError("--k3s-version is for --real-k3s", hint="invoke test --real-k3s MIRROR --k3s-version …")
     if real_k3s:
         os.environ["VMIMAGE_TEST_REAL_K3S"] = real_k3s if "://" in real_k3s else str(Path(real_k3s).absolute())
+        os.environ["VMIMAGE_TEST_K3S_VERSION"] = k3s_version
     if vagrant:
         os.environ["VMIMAGE_TEST_VAGRANT"] = "1"
     os.chdir(PROJECT)
