@@ -416,7 +416,7 @@ def kubeconfig(
         if not remove:
             address = Address(host=host, port=ssh_port, key=find_private_key(ssh_key), host_key=host_key)
             with log_in(address, chosen.known_hosts) as client:
-                ours = merging.renamed(merging.fetch(client), context, f"https://{host}:{kubernetes_port}")
+                ours = merging.renamed(merging.fetch(client), context, merging.server_url(host, kubernetes_port))
         if show:
             console.say(merging.text_of(ours))
             return

@@ -14,7 +14,7 @@ from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 class _Server(paramiko.ServerInterface):
     """Lets everybody in, and answers every command with the same."""
 
-    def __init__(self, answer: bytes, status: int) -> None:
+    def __init__(self, answer: bytes, status: int | None) -> None:
         self._answer, self._status = answer, status
 
     def get_allowed_auths(self, *_: object) -> str:
@@ -31,14 +31,20 @@ class _Server(paramiko.ServerInterface):
         return True
 
     def _say(self, channel: paramiko.Channel) -> None:
-        with contextlib.suppress(OSError, EOFError), contextlib.closing(channel):
+        with contextlib.suppress(OSError, EOFError):  # a client that has heard enough hangs up
             channel.sendall(self._answer)
-            channel.send_exit_status(self._status)
+            if self._status is not None:
+                channel.send_exit_status(self._status)
+                channel.shutdown_write()
 
 
 @contextlib.contextmanager
-def ssh_server(*keys: paramiko.PKey, port: int = 0, answer: bytes = b"", status: int = 0) -> Iterator[int]:
-    """Serve ssh for the length of a `with` block; yields the port."""
+def ssh_server(*keys: paramiko.PKey, port: int = 0, answer: bytes = b"", status: int | None = 0) -> Iterator[int]:
+    """Serve ssh for the length of a `with` block; yields the port.
+
+    Args:
+        status: The exit status of every command; None for commands that do not end.
+    """
     sessions = list[paramiko.Transport]()
 
     def accept() -> None:

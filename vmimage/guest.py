@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vmimage.ports import require_port
 
 USER = "dev"
 SECONDS = 20.0
+ANSWER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,32 @@ def log_in(address: Address, known_hosts: Path) -> Iterator[paramiko.SSHClient]:
                 look_for_keys=address.key is None,
             )
         yield client
+
+
+def read_answer(channel: paramiko.Channel, *, seconds: float) -> tuple[int, str, str]:
+    """Wait until a command in the machine has ended; returns its exit status, its output and its errors.
+
+    Raises:
+        TimeoutError: It takes longer.
+        HostError: It says more than our commands do; a machine may go on for ever.
+    """
+    end = time.monotonic() + seconds
+    output, errors = (_read_all(channel, receive, end) for receive in (channel.recv, channel.recv_stderr))
+    if not channel.status_event.wait(end - time.monotonic()):
+        raise TimeoutError("the command does not end")
+    return channel.recv_exit_status(), output, errors
+
+
+def _read_all(channel: paramiko.Channel, receive: Callable[[int], bytes], end: float) -> str:
+    text = bytearray()
+    while True:
+        channel.settimeout(max(0.01, end - time.monotonic()))
+        part = receive(4096)
+        text += part
+        if not part:
+            return text.decode(errors="replace")
+        if len(text) > ANSWER_BYTES:
+            raise HostError(f"the machine answers with more than {ANSWER_BYTES >> 10} KiB", hint="is it yours?")
 
 
 class _Refuse(paramiko.MissingHostKeyPolicy):
