@@ -50,6 +50,7 @@ DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line"
 ACCELERATOR = "kvm or tcg; found by running guest code when not given"
 JSON = "JSON lines on standard output, for machines"
 MACHINE = "where the machine answers ssh"
+HOST_KEY = "fingerprint of the machine's host key (SHA256:…), where it is not known or another than before"
 PRIVATE_KEY = "your private key, if it is not one that ssh would find"
 IMAGE = "an image of images.yaml; the default one when not given"
 PORT = "port on localhost"
@@ -288,6 +289,7 @@ def run(
         "ssh-key": PRIVATE_KEY,
         "ssh-port": PORT,
         "host": MACHINE,
+        "host-key": HOST_KEY,
     },
 )
 def share(
@@ -300,13 +302,15 @@ def share(
     ssh_key: str | None = None,
     ssh_port: int = 2222,
     host: str = "127.0.0.1",
+    host_key: str | None = None,
 ) -> None:
     """Mount a host directory in a running machine."""
-    with session(options()) as (console, store):
+    chosen = options()
+    with session(chosen) as (console, _store):
         run_share(
             make_share(host_dir, guest_dir, read_only=read_only, follow_links=follow_links, notify=notify),
-            Address(host=host, port=ssh_port, key=find_private_key(ssh_key)),
-            store.root / "known_hosts",
+            Address(host=host, port=ssh_port, key=find_private_key(ssh_key), host_key=host_key),
+            chosen.known_hosts,
             console,
         )
 
@@ -385,6 +389,7 @@ def seed(
         "show": "write the machine's kubeconfig to standard output, and change nothing",
         "force": "replace an entry of that name which leads elsewhere",
         "host": MACHINE,
+        "host-key": HOST_KEY,
         "ssh-port": PORT,
         "kubernetes-port": PORT,
         "ssh-key": PRIVATE_KEY,
@@ -399,17 +404,19 @@ def kubeconfig(
     show: bool = False,
     force: bool = False,
     host: str = "127.0.0.1",
+    host_key: str | None = None,
     ssh_port: int = 2222,
     kubernetes_port: int = 6443,
     ssh_key: str | None = None,
 ) -> None:
     """Add a running machine to your kubeconfig."""
-    with session(options()) as (console, store):
+    chosen = options()
+    with session(chosen) as (console, _store):
         ours: merging.Config = {}
         if not remove:
-            address = Address(host=host, port=ssh_port, key=find_private_key(ssh_key))
-            with log_in(address, store.root / "known_hosts") as client:
-                ours = merging.renamed(merging.fetch(client), context, f"https://{host}:{kubernetes_port}")
+            address = Address(host=host, port=ssh_port, key=find_private_key(ssh_key), host_key=host_key)
+            with log_in(address, chosen.known_hosts) as client:
+                ours = merging.renamed(merging.fetch(client), context, merging.server_url(host, kubernetes_port))
         if show:
             console.say(merging.text_of(ours))
             return

@@ -11,6 +11,8 @@ from vmimage.accelerator import find_accelerator, machine_cpus
 from vmimage.console import Console
 from vmimage.errors import BuildError, InputError
 from vmimage.formats.opened import open_disk
+from vmimage.host_keys import host_keys_recorded
+from vmimage.known_hosts import host_name, record
 from vmimage.machine import FORWARDS, Hardware, make_overlay, start, write_seed
 from vmimage.ports import require_free, taken
 from vmimage.profiles import HYPERVISORS, PROFILES, FirmwareName
@@ -107,7 +109,13 @@ def run_release(
             restrict=False,
             throwaway=disk is None,
         )
-        with start(hardware, disk=overlay, seed=seed, folder=work) as machine:
+        name = host_name("127.0.0.1", ports["ssh"])
+        # The machine that was at this port before is not this one.
+        record(options.known_hosts, name, [])
+        with (
+            start(hardware, disk=overlay, seed=seed, folder=work) as machine,
+            host_keys_recorded(machine.serial, options.known_hosts, name, console),
+        ):
             console.event("run", release=str(release.path), ports=dict(ports), serial=str(machine.serial))
             console.say(f"{release.image} {release.version} is starting as {profile} ({firmware}, {accelerator}).")
             console.say(f"  ssh -p {ports['ssh']} dev@localhost        (answers within a minute or two)")
