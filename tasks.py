@@ -54,6 +54,7 @@ DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line"
 ACCELERATOR = "kvm or tcg; found by running guest code when not given"
 JSON = "JSON lines on standard output, for machines"
 MACHINE = "where the machine answers ssh"
+HOST_KEY = "fingerprint of the machine's host key (SHA256:…), where it is not known or another than before"
 PRIVATE_KEY = "your private key, if it is not one that ssh would find"
 IMAGE = "an image of images.yaml; the default one when not given"
 PORT = "port on localhost"
@@ -292,6 +293,7 @@ def run(
         "ssh-key": PRIVATE_KEY,
         "ssh-port": PORT,
         "host": MACHINE,
+        "host-key": HOST_KEY,
     },
 )
 def share(
@@ -304,13 +306,15 @@ def share(
     ssh_key: str | None = None,
     ssh_port: int = 2222,
     host: str = "127.0.0.1",
+    host_key: str | None = None,
 ) -> None:
     """Mount a host directory in a running machine."""
-    with session(options()) as (console, store):
+    chosen = options()
+    with session(chosen) as (console, _store):
         run_share(
             make_share(host_dir, guest_dir, read_only=read_only, follow_links=follow_links, notify=notify),
-            Address(host=host, port=ssh_port, key=find_private_key(ssh_key)),
-            store.root / "known_hosts",
+            Address(host=host, port=ssh_port, key=find_private_key(ssh_key), host_key=host_key),
+            chosen.known_hosts,
             console,
         )
 
@@ -389,6 +393,7 @@ def seed(
         "show": "write the machine's kubeconfig to standard output, and change nothing",
         "force": "replace an entry of that name which leads elsewhere",
         "host": MACHINE,
+        "host-key": HOST_KEY,
         "ssh-port": PORT,
         "kubernetes-port": PORT,
         "ssh-key": PRIVATE_KEY,
@@ -403,17 +408,19 @@ def kubeconfig(
     show: bool = False,
     force: bool = False,
     host: str = "127.0.0.1",
+    host_key: str | None = None,
     ssh_port: int = 2222,
     kubernetes_port: int = 6443,
     ssh_key: str | None = None,
 ) -> None:
     """Add a running machine to your kubeconfig."""
-    with session(options()) as (console, store):
+    chosen = options()
+    with session(chosen) as (console, _store):
         ours: merging.Config = {}
         if not remove:
-            address = Address(host=host, port=ssh_port, key=find_private_key(ssh_key))
-            with log_in(address, store.root / "known_hosts") as client:
-                ours = merging.renamed(merging.fetch(client), context, f"https://{host}:{kubernetes_port}")
+            address = Address(host=host, port=ssh_port, key=find_private_key(ssh_key), host_key=host_key)
+            with log_in(address, chosen.known_hosts) as client:
+                ours = merging.renamed(merging.fetch(client), context, merging.server_url(host, kubernetes_port))
         if show:
             console.say(merging.text_of(ours))
             return
@@ -486,14 +493,26 @@ def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output
         "keyword": "only tests that match (pytest -k)",
         "vagrant": "with `vagrant up` of the libvirt box, which takes minutes",
         "real-k3s": "a mirror of k3s's files: dev-env is tested with them, containers included, instead of a stand-in",
+        "k3s-version": "with --real-k3s: the version to take from there, whatever its digests, if not the pinned one",
     }
 )
-def test(_: Context, unit: bool = False, keyword: str = "", vagrant: bool = False, real_k3s: str = "") -> None:
+def test(
+    _: Context,
+    unit: bool = False,
+    keyword: str = "",
+    vagrant: bool = False,
+    real_k3s: str = "",
+    k3s_version: str = "",
+) -> None:
     """Run the tests, with lint and real builds."""
     folders = ["tests/unit"] if unit else ["tests/unit", "tests/e2e"]
     select = ["-k", keyword] if keyword else []
+    with errors_shown(Console()):
+        if k3s_version and not real_k3s:
+            raise InputError("--k3s-version is for --real-k3s", hint="invoke test --real-k3s MIRROR --k3s-version …")
     if real_k3s:
         os.environ["VMIMAGE_TEST_REAL_K3S"] = real_k3s if "://" in real_k3s else str(Path(real_k3s).absolute())
+        os.environ["VMIMAGE_TEST_K3S_VERSION"] = k3s_version
     if vagrant:
         os.environ["VMIMAGE_TEST_VAGRANT"] = "1"
     os.chdir(PROJECT)

@@ -18,12 +18,16 @@ install -d -o dev -g dev /home/dev/src
 work=$(mktemp -d)
 mkdir -p "$work/root/bin" "$work/root/www"
 install -m 0755 "$(command -v busybox)" "$work/root/bin/busybox"
+install -m 0755 /usr/local/share/dev-env/image/serve "$work/root/bin/serve"
 cd "$work"
 pack() { tar --format=ustar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf "$@"; }
 pack layer.tar -C root .
 layer=$(sha256sum layer.tar | cut -d ' ' -f 1)
-printf '{"architecture":"%s","os":"linux","config":{"Cmd":["busybox","httpd","-f","-p","8080","-h","/www"],"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}\n' \
+printf '{"architecture":"%s","os":"linux","config":{"Cmd":["busybox","sh","/bin/serve"],"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}\n' \
     "$(dpkg --print-architecture)" "$layer" > config.json
 printf '[{"Config":"config.json","RepoTags":["localhost/hello:1"],"Layers":["layer.tar"]}]\n' > manifest.json
 pack /var/lib/rancher/k3s/agent/images/hello.tar manifest.json config.json layer.tar
 rm -rf "$work"
+
+# Which container images the machine brings: they are never removed, and brought back if they are.
+/usr/local/bin/dev-env images index

@@ -51,8 +51,12 @@ class Sandbox:
 
     @property
     def environment(self) -> dict[str, str]:
-        own = {"VMIMAGE_CACHE": str(self.cache), "VMIMAGE_DIST": str(self.dist), **self.extra}
-        return {**os.environ, **own}
+        own = {"VMIMAGE_CACHE": str(self.cache), "VMIMAGE_DIST": str(self.dist), "VMIMAGE_STATE": str(self.state)}
+        return {**os.environ, **own, **self.extra}
+
+    @property
+    def state(self) -> Path:
+        return self.cache.with_name("state")
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Start `invoke ARGS` in the copy."""

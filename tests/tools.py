@@ -14,8 +14,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pycdlib
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from vmimage import PROJECT
 from vmimage.cache.store import Store
@@ -73,6 +76,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def host_key(kind: str) -> paramiko.PKey:
+    """Make a key for an ssh server: ed25519, ecdsa or rsa."""
+    if kind == "ecdsa":
+        return paramiko.ECDSAKey.generate()
+    if kind == "rsa":
+        return paramiko.RSAKey.generate(2048)
+    text = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
+    return paramiko.Ed25519Key(file_obj=io.StringIO(text))
 
 
 def update_bundle(path: Path, files: dict[str, bytes], *, version: str, **wrong: str) -> Path:

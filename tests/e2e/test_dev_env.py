@@ -31,6 +31,7 @@ from tests.k3s_stand_in import NEWER, VERSION, build
 from tests.sandbox import Done, Sandbox, copy_project
 from tests.tools import free_port, pinned_tools, update_bundle
 from vmimage import PROJECT
+from vmimage.access.known_hosts import host_name, known_keys
 from vmimage.vm.forwards import FORWARDS
 from vmimage.vm.ssh import connect, make_key
 
@@ -116,6 +117,12 @@ class Running:
         """Return the options with which `invoke` commands log in."""
         return [f"--ssh-port={self.ports['ssh']}", f"--ssh-key={self.key}"]
 
+    def known(self) -> dict[str, str]:
+        """Return its host keys, as far as the place knows them."""
+        name = host_name("127.0.0.1", self.ports["ssh"])
+        keys = known_keys(self.place.state / "known_hosts", name)
+        return {key.get_name(): key.get_base64() for key in keys}
+
     def guest(self, command: str) -> Done:
         """Run a command in the machine."""
         with connect(self.ports["ssh"], "dev", self.key) as client:
@@ -166,6 +173,7 @@ def machine(dev_env: Done, place: Sandbox, tmp_path_factory: pytest.TempPathFact
     with process.stdout, process.stderr:
         try:
             until(lambda: answers(running, process))
+            until(lambda: bool(running.known()))
             yield running
         finally:
             process.send_signal(signal.SIGTERM)
@@ -212,6 +220,23 @@ def test_kubectl_of_the_host_reaches_the_cluster_through_the_forwarded_port(mach
     assert kubectl(machine, tmp_path, "get", "nodes", "-o", "name") == "node/dev-env"
     assert kubectl(machine, tmp_path, "config", "current-context") == "other"
     assert "192.0.2.1" in kubectl(machine, tmp_path, "config", "view")
+
+
+def test_its_console_told_its_host_keys_so_no_command_needs_them_from_its_user(machine: Running) -> None:
+    has = [line.split()[:2] for line in machine.said("cat /etc/ssh/ssh_host_*_key.pub").splitlines()]
+    assert machine.known().items() <= dict(has).items()
+    assert "ssh-ed25519" in machine.known()
+    machine.said("dev-env wait")
+    for command in ("--show", "--show --host=localhost"):
+        done = machine.place.invoke("kubeconfig", *command.split(), *machine.log_in(), timeout=60)
+        assert done.returncode == 0, done.stderr
+
+
+def test_another_key_than_that_of_its_console_is_refused(machine: Running) -> None:
+    wrong = f"--host-key=SHA256:{'A' * 43}"
+    done = machine.place.invoke("kubeconfig", "--show", wrong, *machine.log_in(), timeout=60)
+    assert done.returncode == 2
+    assert "another machine than that of --host-key answers" in done.stderr
 
 
 @contextmanager

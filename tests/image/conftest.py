@@ -16,6 +16,8 @@ from testinfra.host import Host
 from vmimage.disk.raw import RawDisk
 
 SAW_CHARACTERS = 1000
+PATIENCE_SECONDS = 300.0
+"""A pod of the real k3s takes a minute to start where two machines are emulated on two cores."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -114,10 +116,14 @@ def address(host: Host) -> str:
     return str(found)
 
 
-def seconds_until(done: Callable[[], bool]) -> float:
-    """Ask until it is true, for a minute at most; returns how long that took."""
+def seconds_until(done: Callable[[], bool], *, what: Callable[[], object] = lambda: "") -> float:
+    """Ask until it is true, as long as a busy emulated machine may take; returns how long that took.
+
+    Args:
+        what: Tells what there is instead, for the error.
+    """
     started = time.monotonic()
     while not done():
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < PATIENCE_SECONDS, what()
         time.sleep(0.2)
     return time.monotonic() - started

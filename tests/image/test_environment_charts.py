@@ -57,3 +57,28 @@ def test_files_of_the_machine_are_served_live(host: Host, address: str) -> None:
     host.check_output("echo second > /home/dev/src/index.html")
     assert host.check_output(page) == "second"
     host.check_output("dev-env down")
+
+
+@pytest.mark.usefixtures("real")
+def test_directory_that_is_mounted_after_up_is_served_and_closed_to_its_pod(host: Host, address: str) -> None:
+    host.check_output("echo below > /home/dev/src/index.html; dev-env up frontend")
+
+    def page() -> str:
+        return str(host.run(f"curl -s -H 'Host: frontend.localhost' http://{address}/").stdout)
+
+    seconds_until(lambda: page() == "below\n", what=page)
+    host.check_output("sudo mount -t tmpfs -o uid=1000,gid=1000,mode=755 none /home/dev/src")
+    try:
+        host.check_output("echo above > /home/dev/src/index.html")
+        seconds_until(lambda: page() == "above\n", what=page)
+        # `readOnly` of the chart does not reach what is mounted later: the pod's user may not write there.
+        server = host.check_output("pgrep --full --oldest 'nc -ll -p 8080'")
+        inside = f"sudo nsenter --target {server} --mount --setuid 65532 --setgid 65532 /bin/busybox"
+        assert host.run(f"{inside} test -e /www/index.html").rc == 0
+        denied = host.run(f"{inside} touch /www/written")
+        assert denied.rc != 0
+        assert "Permission denied" in denied.stderr
+    finally:
+        host.check_output("sudo umount --lazy /home/dev/src")
+    seconds_until(lambda: page() == "below\n", what=page)
+    host.check_output("dev-env down")

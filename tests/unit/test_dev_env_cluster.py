@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_env import Failure, api, charts, files, names, state
+from dev_env import Failure, api, charts, files, names, ready, state
 from dev_env.api import Api, Refused
 from dev_env.tools import items, run
 
@@ -55,7 +55,7 @@ def environment(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("KUBECONFIG", str(cluster / "k3s.yaml"))
     monkeypatch.setattr(files, "READER", SHARE / "reader")
     monkeypatch.setattr(files, "PROFILES", SHARE / "profiles")
-    monkeypatch.setattr(state, "READY", tmp_path / "run" / "ready.json")
+    monkeypatch.setattr(ready, "READY", tmp_path / "run" / "ready.json")
 
 
 def up(*arguments: str) -> None:
@@ -65,10 +65,9 @@ def up(*arguments: str) -> None:
 
 def test_cluster_is_ready_and_its_kubeconfig_is_for_its_group(cluster: Path) -> None:
     assert (cluster / "k3s.yaml").stat().st_mode & 0o777 == 0o640
-    state.wait(print, 60)
-    first = state.note_ready()
-    assert first > 0
-    assert state.note_ready() == first, "the first time stays"
+    noted = ready.note(ready.wait(print, 60))
+    assert list(noted["parts"]) == [ready.CLUSTER, ready.NODE, ready.POD_NAMES, ready.HOST_NAMES]
+    assert noted["seconds_since_boot"] >= max(noted["parts"].values()) > 0
     assert state.status()[0].startswith("ready (after ")
 
 
@@ -79,12 +78,12 @@ def test_what_the_api_tells_of_another_boot_or_another_k3s_is_not_believed(
     newer.mkdir()
     build(newer / "k3s", version=NEWER)
     monkeypatch.setenv("PATH", str(newer), prepend=os.pathsep)
-    assert state.missing() == [f"the node still runs {VERSION}"]
+    assert ready.Watch().look().waiting == f"node: it still runs {VERSION}"
     (tmp_path / "boot").write_text("another\n")
-    monkeypatch.setattr(state, "BOOT", tmp_path / "boot")
-    assert state.missing() == ["the node has not reported since the machine was switched on"]
-    with pytest.raises(Failure, match="the cluster is not ready: the node has not"):
-        state.wait(print, 0)
+    monkeypatch.setattr(ready, "BOOT", tmp_path / "boot")
+    assert ready.Watch().look().waiting == "node: it has not reported since the machine was switched on"
+    with pytest.raises(Failure, match="waiting: node: it has not"):
+        ready.wait(print, 0)
 
 
 def test_ready_means_that_names_answer() -> None:
@@ -93,10 +92,9 @@ def test_ready_means_that_names_answer() -> None:
     closed = {"spec": {"ports": [{**web, "port": free_port()}, *traefik["spec"]["ports"][1:]]}}
     patch = ["kubectl", "patch", "service", "traefik", "--namespace=kube-system", "--type=merge", "--patch"]
     run([*patch, json.dumps(closed)])
-    (lack,) = state.missing()
-    assert lack.startswith("traefik does not answer yet (")
+    assert ready.Watch().look().waiting == f"{ready.HOST_NAMES}: Traefik does not answer yet"
     run([*patch, json.dumps({"spec": {"ports": traefik["spec"]["ports"]}})])
-    assert state.missing() == []
+    assert ready.Watch().look().waiting == ""
 
 
 def test_profiles_are_installed_replaced_and_removed(tmp_path: Path) -> None:
@@ -250,6 +248,5 @@ def test_watch_that_the_cluster_refuses_is_no_change(monkeypatch: pytest.MonkeyP
 
 def test_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    with pytest.raises(Failure) as refused:
-        state.missing()
-    assert "dev-env status" in refused.value.hint
+    assert ready.Watch().look().waiting == "cluster: it has not begun"
+    assert state.status() == ["not ready yet: cluster: it has not begun"]

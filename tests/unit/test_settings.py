@@ -17,18 +17,21 @@ def test_environment_and_arguments_that_win() -> None:
     environment = {
         "VMIMAGE_CACHE": "/c",
         "VMIMAGE_DIST": "/d",
+        "VMIMAGE_STATE": "/s",
         "VMIMAGE_MIRROR": "/m https://n",
         "VMIMAGE_DEB_MIRROR": "http://e",
         "VMIMAGE_ACCELERATOR": "tcg",
     }
     chosen = options(environment, mirrors=["/first"], accelerator="kvm")
-    assert (chosen.cache, chosen.dist) == (Path("/c"), Path("/d"))
+    assert (chosen.cache, chosen.dist, chosen.state) == (Path("/c"), Path("/d"), Path("/s"))
     assert chosen.mirrors == ("/first", "/m", "https://n")
     assert (chosen.debian_mirror, chosen.accelerator) == ("http://e", "kvm")
 
 
-def test_cache_follows_xdg() -> None:
+def test_cache_and_state_follow_xdg() -> None:
     assert options({"XDG_CACHE_HOME": "/x"}).cache == Path("/x/vmimage")
+    assert options({"XDG_STATE_HOME": "/x"}).known_hosts == Path("/x/vmimage/known_hosts")
+    assert options({}).state == Path.home() / ".local/state/vmimage"
 
 
 def test_readme_explains_every_variable() -> None:

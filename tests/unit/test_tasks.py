@@ -98,6 +98,8 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["bench", "build", "--output", "/none/b.json"], 2, "--output /none/b.json: there is no such directory"),
         (["share", "/none"], 2, "there is no directory /none"),
         (["share", "tests", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
+        (["share", "tests", "--host-key", "MD5:00"], 2, "--host-key MD5:00: no fingerprint"),
+        (["kubeconfig", "--host-key", ""], 2, "--host-key : no fingerprint"),
         (["size", "toolbox"], 2, "holds no release latest of toolbox"),
         (["size", "--output", "a.png"], 2, "a.png: the picture is an SVG"),
         (["seed", "--ssh-key", "/none.pub"], 2, "there is no public ssh key at /none.pub"),

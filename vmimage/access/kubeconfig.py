@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import paramiko
 import yaml
 
+from vmimage.access.login import read_answer
 from vmimage.util.errors import HostError, InputError
 from vmimage.util.files import written_beside
 
 SOURCE = "/etc/rancher/k3s/k3s.yaml"
 SECTIONS = {"clusters": "cluster", "users": "user", "contexts": "context"}
+AUTHORITY, TOKEN = "certificate-authority-data", "token"
+CERTIFICATE = ("client-certificate-data", "client-key-data")
+# Hosts that the certificate of every machine names. An address that DHCP gave it is not among them, nor is ::1.
+CERTIFIED = ("localhost", "127.0.0.1")
+DEPTH = 20
 KEPT_BACKUPS = 5
 SECONDS = 30.0
 
@@ -29,40 +38,85 @@ def fetch(client: paramiko.SSHClient) -> str:
 
     Raises:
         InputError: The image has no Kubernetes.
-        HostError: The cluster has not started yet.
+        HostError: The cluster has not started yet, or the answer is longer than any kubeconfig.
     """
     command = f"if [ -e /usr/local/bin/k3s ]; then cat {SOURCE}; else exit 3; fi"
-    _, stdout, stderr = client.exec_command(command, timeout=SECONDS)
-    text = stdout.read().decode()
-    status = stdout.channel.recv_exit_status()
+    try:
+        _, stdout, _ = client.exec_command(command, timeout=SECONDS)
+        status, text, errors = read_answer(stdout.channel, seconds=SECONDS)
+    except (OSError, EOFError, paramiko.SSHException) as error:
+        raise HostError(
+            f"the machine does not tell its kubeconfig: {str(error) or 'no answer'}", hint="try again in a minute"
+        ) from error
     if status == 3:  # noqa: PLR2004 - of the command above
         raise InputError("this machine has no Kubernetes", hint="start an image with k3s, such as dev-env")
     if status:
-        raise HostError(f"the cluster is not ready yet: {stderr.read().decode().strip()}", hint="try again in a minute")
+        raise HostError(f"the cluster is not ready yet: {errors.strip()}", hint="try again in a minute")
     return text
+
+
+def server_url(host: str, port: int) -> str:
+    """Return the URL of a machine's cluster."""
+    return f"https://[{host.replace('%', '%25')}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def renamed(text: str, name: str, server: str) -> Config:
     """Return the machine's kubeconfig with one name for its cluster, user and context, as reached from here.
 
+    A kubeconfig can name programs that kubectl runs here, and files of this host that it sends. So nothing is taken
+    over but certificates, keys and tokens.
+
     Raises:
         HostError: It is not what k3s writes.
     """
     try:
-        source = yaml.safe_load(text)
-        cluster, user = dict(source["clusters"][0]["cluster"]), dict(source["users"][0]["user"])
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as error:
+        source = _parsed(text)
+        cluster = _taken(source, "clusters", {"server", AUTHORITY})
+        user = _taken(source, "users", {*CERTIFICATE, TOKEN})
+        if AUTHORITY not in cluster or not (TOKEN in user or user.keys() >= set(CERTIFICATE)):
+            raise ValueError("certificates are missing")
+    except (yaml.YAMLError, ValueError) as error:
         raise HostError(
-            f"{SOURCE} of the machine is not a kubeconfig: {error}", hint="`dev-env doctor` there"
+            f"{SOURCE} of the machine is not a kubeconfig of k3s: {error}", hint="`dev-env doctor` there"
         ) from error
+    cluster |= {"server": server}
+    if urlsplit(server).hostname not in CERTIFIED:
+        cluster |= {"tls-server-name": "localhost"}
     return {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": name, "cluster": cluster | {"server": server}}],
+        "clusters": [{"name": name, "cluster": cluster}],
         "users": [{"name": name, "user": user}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
         "current-context": name,
     }
+
+
+def _parsed(text: str) -> Any:
+    """Parse YAML in which every scalar is a text, and nothing is large or deep."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEPTH:
+            raise ValueError("it has aliases, or is too deep")
+    return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - the loader that makes nothing but texts
+
+
+def _taken(source: Any, section: str, allowed: Collection[str]) -> dict[str, str]:
+    """Return the first entry of a section, every value of which is what it has to be."""
+    inner = SECTIONS[section]
+    try:
+        entry = dict(source[section][0][inner])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"it names no {inner}") from error
+    for key, value in entry.items():
+        if key not in allowed:
+            raise ValueError(f"{key!r:.60} is not taken from a machine")
+        if not isinstance(value, str) or not re.fullmatch("[!-~]+", value):
+            raise ValueError(f"{key} is not a text")
+        if key.endswith("-data"):
+            base64.b64decode(value, validate=True)
+    return entry
 
 
 def merged(present: Config, ours: Config, *, force: bool = False, use: bool = False) -> Config:

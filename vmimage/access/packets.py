@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from dataclasses import dataclass
 
@@ -67,11 +68,14 @@ def string(data: bytes) -> bytes:
 
 
 def attributes(found: os.stat_result, owner: tuple[int, int]) -> bytes:
-    """Pack what is known of a file, whose owner is somebody else."""
+    """Pack what is known of a file, whose owner is somebody else.
+
+    Whoever may write to it here, in the guest only its owner may: others there are containers.
+    """
     flags = SFTPAttributes.FLAG_SIZE | SFTPAttributes.FLAG_UIDGID
     flags |= SFTPAttributes.FLAG_PERMISSIONS | SFTPAttributes.FLAG_AMTIME
     times = (int(time) & 0xFFFFFFFF for time in (found.st_atime, found.st_mtime))
-    return struct.pack(">IQIIIII", flags, found.st_size, *owner, found.st_mode, *times)
+    return struct.pack(">IQIIIII", flags, found.st_size, *owner, found.st_mode & ~stat.S_IWOTH, *times)
 
 
 def status(code: int, text: str = "") -> Reply:

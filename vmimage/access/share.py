@@ -10,6 +10,7 @@ import contextlib
 import os
 import posixpath
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ from vmimage.util.run import tail
 KEEPALIVE_SECONDS = 5.0
 DEAD_SECONDS = 15.0
 RETRY_SECONDS = 2.0
+READABLE = stat.S_IROTH | stat.S_IXOTH
+"""What others than the owner need of a directory."""
 # After a reboot sshd may answer before it lets anybody in.
 REFUSED_SECONDS = 60.0
 
@@ -154,6 +157,8 @@ def _announce(share: Share, address: Address, console: Console, *, again: bool) 
         console.say(f"mounted again: {share.target}")
         return
     console.say(f"{share.source} is {share.target} in {address}{' (read-only)' if share.read_only else ''}")
+    if share.source.stat().st_mode & READABLE != READABLE:
+        console.say("  only dev may read it there: pods that run as another user need `chmod -R o+rX` here")
     if share.notify:
         console.say("  files changed here are touched there, for programs that wait for file events (inotify)")
     else:

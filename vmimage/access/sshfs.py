@@ -10,6 +10,8 @@ from pathlib import Path
 
 import paramiko
 
+from vmimage.access.login import read_answer
+
 MOUNT_SECONDS = 60
 COMMAND_SECONDS = 90.0
 HAS_CONTENT, MOUNTED, NOT_OURS = 21, 22, 23
@@ -99,10 +101,8 @@ class Session:
     def command(self, text: str, **variables: str) -> tuple[int, str]:
         """Run a script in the guest; returns its exit status and its output."""
         with contextlib.closing(self.start(self.share.script(text, **variables))) as channel:
-            channel.settimeout(COMMAND_SECONDS)
-            output = b"".join(iter(lambda: channel.recv(4096), b"")).decode(errors="replace")
-            errors = b"".join(iter(lambda: channel.recv_stderr(4096), b"")).decode(errors="replace")
-            return channel.recv_exit_status(), (output + errors).strip()
+            status, output, errors = read_answer(channel, seconds=COMMAND_SECONDS)
+            return status, (output + errors).strip()
 
     def start(self, command: str) -> paramiko.Channel:
         """Start a command in the guest."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vmimage import host
+from vmimage.access.host_keys import host_keys_recorded
+from vmimage.access.known_hosts import host_name, record
 from vmimage.cache.store import Store
 from vmimage.formats.opened import open_disk
 from vmimage.spec.model import port_range, size_bytes
@@ -88,13 +90,7 @@ def run_release(
     machine_facts = release.manifest["machine"]
     further = [port for port in port_range(machine_facts.get("ports")) if not taken({"": port})]
     with store.workspace("run") as work:
-        overlay = disk or work / "overlay.qcow2"
-        if not overlay.exists():
-            kind = release.first_kind
-            unpacked = disk.with_name(f"{disk.name}.base") if disk else work / "base"
-            unpacked.mkdir(exist_ok=True)
-            opened = open_disk(kind, release.file(kind).resolve(), unpacked)
-            make_overlay(opened.path, opened.format, overlay)
+        overlay = _overlay(release, disk, work)
         if not seed:
             seed = work / "seed.iso"
             write_seed(seed, public_keys=public_keys, hostname=release.image, instance_id=f"run-{secrets.token_hex(4)}")
@@ -108,28 +104,49 @@ def run_release(
             restrict=False,
             throwaway=disk is None,
         )
-        with start(hardware, disk=overlay, seed=seed, folder=work) as machine:
+        name = host_name("127.0.0.1", ports["ssh"])
+        # The machine that was at this port before is not this one.
+        record(options.known_hosts, name, [])
+        with (
+            start(hardware, disk=overlay, seed=seed, folder=work) as machine,
+            host_keys_recorded(machine.serial, options.known_hosts, name, console),
+        ):
             console.event("run", release=str(release.path), ports=dict(ports), serial=str(machine.serial))
             console.say(f"{release.image} {release.version} is starting as {profile} ({firmware}, {accelerator}).")
-            console.say(f"  ssh -p {ports['ssh']} dev@localhost        (answers within a minute or two)")
-            console.say(
-                f"  http://localhost:{ports['http']}  https://localhost:{ports['https']}  ports 80 and 443 of the guest"
-            )
-            console.say(f"  https://localhost:{ports['kubernetes']}  Kubernetes, if the image has it")
-            if further:
-                console.say(
-                    f"  localhost:{further[0]} to {further[-1]}  further TCP ports, for services of the machine"
-                )
-            console.say(f"  its console: tail -f {machine.serial}")
-            console.say(
-                f"  changes are kept in {disk}"
-                if disk
-                else "  changes are thrown away at the end (--disk FILE keeps them)"
-            )
-            console.say("Ctrl-C, or `sudo poweroff` inside, ends it.")
+            for line in _ways_in(ports, further, machine.serial, disk):
+                console.say(line)
             try:
                 if machine.wait():
                     said = (work / "qemu.log").read_text(errors="replace").strip()
                     raise BuildError(f"QEMU ended: {said}")
             except KeyboardInterrupt:
                 console.say("stopped")
+
+
+def _overlay(release: Release, disk: Path | None, work: Path) -> Path:
+    """Return the file that takes what the machine writes; made if it is not there.
+
+    Args:
+        disk: One that keeps it; else it is in `work`.
+    """
+    overlay = disk or work / "overlay.qcow2"
+    if not overlay.exists():
+        kind = release.first_kind
+        unpacked = disk.with_name(f"{disk.name}.base") if disk else work / "base"
+        unpacked.mkdir(exist_ok=True)
+        opened = open_disk(kind, release.file(kind).resolve(), unpacked)
+        make_overlay(opened.path, opened.format, overlay)
+    return overlay
+
+
+def _ways_in(ports: Mapping[str, int], further: Sequence[int], serial: Path, disk: Path | None) -> Iterator[str]:
+    """Yield lines that tell people how to reach a machine, and how it ends."""
+    yield f"  ssh -p {ports['ssh']} dev@localhost        (answers within a minute or two)"
+    yield f"  http://localhost:{ports['http']}  https://localhost:{ports['https']}  ports 80 and 443 of the guest"
+    yield f"  https://localhost:{ports['kubernetes']}  Kubernetes, if the image has it"
+    if further:
+        yield f"  localhost:{further[0]} to {further[-1]}  further TCP ports, for services of the machine"
+    yield f"  its console: tail -f {serial}"
+    kept = f"kept in {disk}" if disk else "thrown away at the end (--disk FILE keeps them)"
+    yield f"  changes are {kept}"
+    yield "Ctrl-C, or `sudo poweroff` inside, ends it."

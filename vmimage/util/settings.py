@@ -22,6 +22,7 @@ class Options:
 
     cache: Path
     dist: Path
+    state: Path
     mirrors: tuple[str, ...] = ()
     debian_mirror: str | None = None
     accelerator: str | None = None
@@ -30,6 +31,11 @@ class Options:
     start: str = ""
     keep_failed: bool = False
     spec: Path = PROJECT / "images.yaml"
+
+    @property
+    def known_hosts(self) -> Path:
+        """The file of the host keys of machines."""
+        return self.state / "known_hosts"
 
     @property
     def arguments(self) -> list[str]:
@@ -48,6 +54,7 @@ class Options:
 ENVIRONMENT = {
     "VMIMAGE_CACHE": "folder of cached results, logs and temporary files",
     "VMIMAGE_DIST": "folder of releases",
+    "VMIMAGE_STATE": "folder of the host keys of machines",
     "VMIMAGE_MIRROR": "directories or URLs with pinned files, separated by spaces, tried first",
     "VMIMAGE_DEB_MIRROR": "URL of a Debian mirror, or `deb …` lines separated by semicolons",
     "VMIMAGE_ACCELERATOR": "kvm or tcg",
@@ -63,9 +70,11 @@ def options(
 ) -> Options:
     """Join arguments and environment."""
     caches = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    states = Path(environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return Options(
         cache=Path(environment.get("VMIMAGE_CACHE") or caches / "vmimage").expanduser().absolute(),
         dist=Path(environment.get("VMIMAGE_DIST") or PROJECT / "dist").expanduser().absolute(),
+        state=Path(environment.get("VMIMAGE_STATE") or states / "vmimage").expanduser().absolute(),
         mirrors=(*mirrors, *environment.get("VMIMAGE_MIRROR", "").split()),
         debian_mirror=debian_mirror or environment.get("VMIMAGE_DEB_MIRROR") or None,
         accelerator=accelerator or environment.get("VMIMAGE_ACCELERATOR") or None,

@@ -16,7 +16,12 @@ from dev_env.tools import ask
 
 SECONDS = 30.0
 WATCH_SECONDS = 240
-PATHS = {"Service": "/api/v1/{}services", "Ingress": "/apis/networking.k8s.io/v1/{}ingresses"}
+PATHS = {
+    "Service": "/api/v1/{}services",
+    "Ingress": "/apis/networking.k8s.io/v1/{}ingresses",
+    "Node": "/api/v1/{}nodes",
+    "Deployment": "/apis/apps/v1/{}deployments",
+}
 
 
 class Refused(Failure):
@@ -48,22 +53,33 @@ class Api:
             Refused: The cluster refuses.
             Failure: It does not answer.
         """
+        status, text = self.answer(method, path, body, kind)
+        if status == http.HTTPStatus.NOT_FOUND:
+            return None
+        if status >= http.HTTPStatus.BAD_REQUEST:
+            raise Refused(f"{method} {path}: {status} {text[:300]}")
+        return json.loads(text)
+
+    def answer(self, method: str, path: str, body: object = None, kind: str = "application/json") -> tuple[int, str]:
+        """Make a request and return the status and the text that is answered.
+
+        Raises:
+            Failure: The cluster does not answer.
+        """
         connection, answer = self._send(method, path, body, kind, SECONDS)
         try:
-            text = answer.read()
+            return answer.status, answer.read().decode(errors="replace")
         except (OSError, http.client.HTTPException) as error:
             raise Failure(f"the cluster does not answer: {error}") from error
         finally:
             connection.close()
-        if answer.status == http.HTTPStatus.NOT_FOUND:
-            return None
-        if answer.status >= http.HTTPStatus.BAD_REQUEST:
-            raise Refused(f"{method} {path}: {answer.status} {text.decode(errors='replace')[:300]}")
-        return json.loads(text)
 
-    def items(self, kind: str) -> list[dict[str, Any]]:
-        """Return all objects of a kind."""
-        found = self.request("GET", PATHS[kind].format(""))
+    def items(self, kind: str, namespace: str = "") -> list[dict[str, Any]]:
+        """Return all objects of a kind, in one namespace or in all."""
+        path = PATHS[kind].format(f"namespaces/{namespace}/" if namespace else "")
+        found = self.request("GET", path)
+        if found is None:
+            raise Refused(f"GET {path}: there is no such thing")
         # What is listed does not repeat its kind.
         return [{"kind": kind, **each} for each in found["items"]]
 

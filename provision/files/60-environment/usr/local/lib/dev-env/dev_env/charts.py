@@ -147,7 +147,7 @@ def _install(release: Release, source: str, folder: Path) -> None:
     if release.version and "://" in source:
         argv += ["--version", release.version]
     show(argv)
-    with started(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with started(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         last = ""
         while process.poll() is None:
             time.sleep(1)

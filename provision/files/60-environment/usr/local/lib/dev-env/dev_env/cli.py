@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dev_env import PROFILES, Failure, charts, files, images, names, state, update
+from dev_env import PROFILES, Failure, archives, charts, doctor, files, images, load, names, ready, state, update
 from dev_env.api import Api
 
 FORM = """\
@@ -33,6 +34,13 @@ Directories are shared from your own computer, where the files stay. There, in a
   invoke share ~/src /home/dev/src --notify
 
 Charts mount it into a pod by hostPath: /home/dev/src.
+"""
+IMAGES = """\
+  list     the names of all images (without an action, too)
+  load     from files, for machines without a network; they are pinned: nothing but you removes them
+  prune    say which images nothing uses; with --remove, remove them
+  index    note what the archives hold that came with the machine (its build does this, as root)
+  pin      pin all that came with the machine (a service of the system does this)
 """
 
 
@@ -94,11 +102,14 @@ def do_status(_: argparse.Namespace) -> None:
     print("\n".join(state.status()))
 
 
-def do_doctor(_: argparse.Namespace) -> None:
-    """Look for what is wrong, and say what to do."""
+def do_doctor(options: argparse.Namespace) -> None:
+    """Look for what is wrong, and say what to do; or do it (--fix)."""
+    if options.fix and os.geteuid():
+        # Only root reads the archives of images that the machine brings.
+        os.execvp("sudo", ["sudo", sys.argv[0], "doctor", "--fix"])  # noqa: S606 - it is to take our place
     bad = 0
-    for name, fault, remedy in state.doctor():
-        print(f"BAD {name}: {fault}\n    {remedy}" if fault else f"ok  {name}")
+    for check, fault in doctor.examine(say, fix=options.fix):
+        print(f"BAD {check.name}: {fault}\n    {check.remedy}" if fault else f"ok  {check.name}", flush=True)
         bad += bool(fault)
     if bad:
         raise Failure(f"{bad} of these are not as they should be")
@@ -119,11 +130,35 @@ def do_share(_: argparse.Namespace) -> None:
 
 
 def do_images(options: argparse.Namespace) -> None:
-    """List container images, or load more of them without a registry."""
+    """List container images, load more of them without a registry, remove those that nothing uses."""
+    if options.action != "load" and options.files:
+        raise Failure(f"`images {options.action}` takes no files", "`dev-env images load FILE` loads one")
+    if options.action != "prune" and options.remove:
+        raise Failure("--remove goes with `images prune`")
     if options.action == "load":
-        print("\n".join(images.load(options.files)) or "nothing new")
+        print("\n".join(load.load(options.files, say)))
+    elif options.action == "prune":
+        prune(remove=options.remove)
+    elif options.action == "index":
+        archives.index()
+    elif options.action == "pin":
+        images.pin(images.unpinned())
     else:
-        print("\n".join(images.names()))
+        print("\n".join(sorted(name for image in images.listed() for name in image.names)))
+
+
+def prune(*, remove: bool) -> None:
+    """Print the images that nothing uses and nothing keeps; remove them if asked so."""
+    unused = images.unused()
+    if not unused:
+        print("no image can be removed: each is used by a container, came with the machine, or was loaded by you")
+        return
+    print(state.table([[str(image), f"{image.size >> 20} MiB"] for image in unused]))
+    if remove:
+        images.remove(unused)
+        print(f"removed: {len(unused)}")
+    else:
+        say("\n`dev-env images prune --remove` removes these; a pod that needs one pulls it again, from a registry")
 
 
 def do_update(options: argparse.Namespace) -> None:
@@ -134,9 +169,10 @@ def do_update(options: argparse.Namespace) -> None:
 
 def do_wait(options: argparse.Namespace) -> None:
     """Wait until the cluster is ready."""
-    state.wait(say, options.timeout)
-    seconds = state.note_ready()
-    print(f"dev-env is ready, {seconds:.0f} s after the machine was switched on. `dev-env` tells what it can do.")
+    noted = ready.note(ready.wait(say, options.timeout))
+    parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in noted["parts"].items())
+    print(f"dev-env is ready, {noted['seconds_since_boot']:.0f} s after the machine was switched on ({parts}).")
+    print("`dev-env` tells what it can do.")
 
 
 def do_names(_: argparse.Namespace) -> None:
@@ -174,15 +210,16 @@ def parser() -> argparse.ArgumentParser:
         "--output", "-o", type=Path, metavar="FILE", help="with the charts that are only here beside it"
     )
     command("share", do_share)
-    loads = command("images", do_images)
-    loads.add_argument("action", nargs="?", choices=["list", "load"], default="list")
-    loads.add_argument("files", nargs="*", type=Path, metavar="FILE", help="archives of `docker save`")
+    loads = command("images", do_images, IMAGES)
+    loads.add_argument("action", nargs="?", choices=["list", "load", "prune", "index", "pin"], default="list")
+    loads.add_argument("files", nargs="*", type=Path, metavar="FILE", help="archives of `docker save`, for `load`")
+    loads.add_argument("--remove", action="store_true", help="with `prune`: do it, instead of only saying what")
     updates = command("update", do_update)
     updates.add_argument("--from", dest="source", required=True, metavar="FILE|URL", help="what `invoke bundle` made")
     updates.add_argument("--sha256", default="", help="of the bundle; needed for a URL")
     updates.add_argument("--allow-older", action="store_true", help="also install what is older than what is here")
     add_timeout(updates, "until the cluster must be ready with it")
-    command("doctor", do_doctor)
+    command("doctor", do_doctor).add_argument("--fix", action="store_true", help="mend what can be mended")
     version = command("version", do_version)
     version.add_argument("--json", action="store_true", help="for machines")
     add_timeout(command("wait", do_wait), "at most")
@@ -193,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
 def add_timeout(command: argparse.ArgumentParser, text: str) -> None:
     """Add the option that says how long to wait for the cluster."""
     command.add_argument(
-        "--timeout", type=float, default=state.WAIT_SECONDS, metavar="SECONDS", help=f"{text}; %(default).0f"
+        "--timeout", type=float, default=ready.WAIT_SECONDS, metavar="SECONDS", help=f"{text}; %(default).0f"
     )
 
 

@@ -72,9 +72,9 @@ def apply(objects: Sequence[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def started(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+def started(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """Run a command for the length of a `with` block; it is ended with it."""
-    with subprocess.Popen(argv, text=True, env=environment(), **options) as process:
+    with subprocess.Popen(argv, env=environment(), **options) as process:
         try:
             yield process
         finally:

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dev_env import Failure
-from dev_env.state import WAIT_SECONDS, wait
+from dev_env import Failure, archives
+from dev_env.ready import WAIT_SECONDS, wait
 from dev_env.tools import run
 
 INDEX = "update.json"
@@ -57,6 +57,8 @@ def update(
             if not allow_older:
                 _require_newer(name, version)
         replace({name: path for name, (path, _) in files.items()}, report, seconds)
+    if "k3s-airgap-images" in files:
+        archives.index()
     return [f"{name} {version}" for name, (_, version) in files.items()]
 
 

@@ -1,0 +1,88 @@
+"""Archives of container images: what is in them, and which the machine brings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from dev_env import Failure
+from dev_env.tools import started
+
+FOLDER = Path("/var/lib/rancher/k3s/agent/images")
+"""k3s imports what lies there when it starts first. Only root reads it."""
+INDEX = Path("/var/lib/dev-env/images.json")
+"""What the archives of the folder hold: to read them takes long, and root."""
+MOST_MANIFEST_BYTES = 1 << 20
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+
+
+def names_in(archive: Path) -> list[str]:
+    """Return the names of the images in an archive of `docker save`, as containerd calls them.
+
+    Raises:
+        Failure: It is no such archive.
+    """
+    try:
+        with _unpacked(archive) as stream, tarfile.open(fileobj=stream, mode="r|*") as members:
+            for member in members:
+                text = members.extractfile(member) if member.name.removeprefix("./") == "manifest.json" else None
+                if text:
+                    listed = json.loads(text.read(MOST_MANIFEST_BYTES))
+                    return [qualified(tag) for image in listed for tag in image.get("RepoTags") or []]
+    except (tarfile.TarError, ValueError, TypeError, AttributeError, EOFError) as error:
+        raise Failure(f"{archive} is no archive of images: {error}", "`docker save NAME -o FILE` makes one") from error
+    raise Failure(f"{archive} has no manifest.json", "`docker save NAME -o FILE` makes an archive that has one")
+
+
+@contextmanager
+def _unpacked(archive: Path) -> Iterator[IO[bytes]]:
+    """Yield an archive's bytes; tarfile reads all compressions but zstd by itself."""
+    with archive.open("rb") as file:
+        compressed = file.read(4) == b"\x28\xb5\x2f\xfd"
+        file.seek(0)
+        if not compressed:
+            yield file
+            return
+        with started(["zstd", "-dc"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout  # noqa: S101 - it is a pipe
+            yield process.stdout
+
+
+def qualified(name: str) -> str:
+    """Return the full name of an image; `docker save` leaves out that of docker's own registry."""
+    first, _, rest = name.partition("/")
+    if rest and (first == "localhost" or "." in first or ":" in first):
+        return name
+    return f"docker.io/{name}" if rest else f"docker.io/library/{name}"
+
+
+def index() -> None:
+    """Note what the archives hold that the machine brings; only those that are others than before are read.
+
+    Raises:
+        Failure: One of them cannot be read.
+    """
+    known = _known()
+    found: dict[str, dict[str, Any]] = {}
+    for archive in sorted(path for path in FOLDER.iterdir() if path.name.endswith(SUFFIXES)):
+        size, old = archive.stat().st_size, known.get(archive.name, {})
+        found[archive.name] = old if old.get("bytes") == size else {"bytes": size, "names": names_in(archive)}
+    if found != known:
+        INDEX.parent.mkdir(exist_ok=True)
+        beside = INDEX.with_suffix(".new")
+        beside.write_text(json.dumps(found, indent=1) + "\n")
+        beside.replace(INDEX)
+
+
+def brought() -> dict[str, Path]:
+    """Return image -> the archive that holds it, for all images that the machine brings."""
+    return {name: FOLDER / archive for archive, facts in _known().items() for name in facts["names"]}
+
+
+def _known() -> dict[str, Any]:
+    return dict(json.loads(INDEX.read_text())) if INDEX.is_file() else {}
