@@ -1,4 +1,4 @@
-"""`invoke lint` and `invoke lock`: the project checks and pins itself."""
+"""`invoke lint` and `invoke schema`: the project checks itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from vmimage import PROJECT
+from vmimage.commands.session import errors_shown
 from vmimage.host import require
 from vmimage.plan import make_plan
 from vmimage.spec.load import load_spec
@@ -134,17 +135,13 @@ def _packer_validate() -> str:
     return "\n".join(said)
 
 
-def lock(console: Console) -> None:
-    """Write requirements.txt and requirements-build.txt anew: versions and hashes, no locations."""
-    common = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url"]
-    common += ["--no-emit-find-links", "--no-annotate", "--no-header", "--upgrade", "--quiet"]
-    compile_ = [sys.executable, "-m", "uv", "pip", "compile", *common]
-    # python-hcl2 3, which packerpy needs, is published as source only; setuptools builds it.
-    wheels = ["--only-binary", ":all:", "--no-binary", "python-hcl2"]
-    with console.stage("lock", "requirements.txt") as step:
-        run([*compile_, *wheels, "--extra", "dev", "pyproject.toml", "-o", "requirements.txt"], cwd=PROJECT)
-        with tempfile.NamedTemporaryFile("w", suffix=".in") as wanted:
-            wanted.write("setuptools\n")
-            wanted.flush()
-            run([*compile_, *wheels, wanted.name, "-o", "requirements-build.txt"], cwd=PROJECT)
-        step.outcome = "run `./bootstrap` to install them"
+def run_lint() -> None:
+    """Lint, and show what is wrong."""
+    console = Console()
+    with errors_shown(console):
+        lint(console)
+
+
+def write_schema() -> None:
+    """Write the JSON schema of images.yaml for editors."""
+    SCHEMA.write_text(schema_text())

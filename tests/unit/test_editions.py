@@ -24,11 +24,11 @@ from vmimage.stages.verify.stage import VerifyStage
 PINNED: list[tuple[type[Keyed], str, int, str]] = [
     (BaseStage, "stages/base.py", 3, "3c4017d21b5f"),
     (BakeStage, "stages/bake/layers.py stages/bake/machine.py stages/bake/payload.py stages/bake/position.py "
-                "stages/bake/snapshot.py stages/bake/stage.py", 4, "440f057d0e5f"),
+                "stages/bake/snapshot.py stages/bake/stage.py", 4, "b5ddf21fb763"),
     (ExportStage, "stages/export.py formats/archive.py formats/box.py formats/ova.py formats/qcow2.py "
                   "formats/raw_zst.py formats/vmdk.py", 3, "8707361b3e43"),
     (VerifyStage, "stages/verify/stage.py stages/verify/verdict.py stages/verify/machine.py "
-                  "stages/verify/subject.py stages/verify/checks.py", 3, "515bfdf96b6a"),
+                  "stages/verify/subject.py stages/verify/checks.py", 3, "287662d4ac66"),
 ]  # fmt: skip
 
 

@@ -12,18 +12,20 @@ import pytest
 
 from tests.tools import context_in, plan_of
 from vmimage.cache.store import Store
+from vmimage.commands.verify_file import verify_file
 from vmimage.disk.raw import RawDisk
 from vmimage.host import Firmware
 from vmimage.pipeline import stages_of, the_stage
 from vmimage.spec.model import Formats
 from vmimage.stages.base import write_disk
 from vmimage.stages.export import ExportStage
-from vmimage.stages.verify import checks, verify
+from vmimage.stages.verify import checks
 from vmimage.stages.verify.checks import Check, dealt_tests, read_junit
 from vmimage.stages.verify.machine import Identities
 from vmimage.stages.verify.matrix import boots
-from vmimage.stages.verify.stage import VerifyStage, verify_file
+from vmimage.stages.verify.stage import VerifyStage
 from vmimage.stages.verify.subject import File, Subject, image_facts
+from vmimage.stages.verify.verdict import verify
 from vmimage.util.console import Console, Step
 from vmimage.util.errors import VerifyError
 from vmimage.util.run import run

@@ -10,10 +10,14 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from vmimage import pipeline
+from vmimage.commands.fetch import fetched
+from vmimage.commands.session import session
 from vmimage.formats.archive import BLOCK, append, finish, member
 from vmimage.plan import Plan
 from vmimage.util.errors import InputError
 from vmimage.util.files import sha256_file, written_beside
+from vmimage.util.settings import Options
 
 INDEX = "update.json"
 UPDATED = ("k3s", "k3s-airgap-images", "kubectl", "helm")
@@ -45,3 +49,12 @@ def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path) -> str:
             archive.write(bytes(-size % BLOCK))
         finish(archive)
     return sha256_file(to)
+
+
+def make_bundle(image: str | None, chosen: Options, to: Path, *, json: bool) -> None:
+    """Write a bundle of an image's pins, and print how a machine takes it."""
+    with session(chosen, json_lines=json, log="bundle") as (console, store):
+        made = pipeline.plan_image(image, chosen)
+        digest = write_bundle(made, fetched(made, store, console), to)
+        console.event("result", path=str(to), sha256=digest)
+        console.say(f"written: {to}\nin the machine: sudo dev-env update --from {to.name} --sha256 {digest}")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmimage.cache.result import AFTER, LAYER, META
 from vmimage.cache.store import Store
+from vmimage.commands.session import session
 from vmimage.stages.release.dist import latest_releases
 from vmimage.util.console import human_bytes
 from vmimage.util.errors import InputError
 from vmimage.util.files import freed_by_removal
+from vmimage.util.settings import Options
 
 # In the order in which a build makes them; whatever else there is comes behind.
 ORDER = ("files", "partial", "base", "layer", "bake", "export", "verify", "kept", "logs")
@@ -145,3 +149,34 @@ def remove_rest(store: Store) -> None:
             # A running build may put something there at any time; it makes the folder where it is missing.
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def show_cache(chosen: Options, *, json: bool) -> None:
+    """Print what is cached, a line a stage."""
+    with session(chosen, json_lines=json) as (console, store):
+        found = entries(store)
+        needed = needed_by_releases(store, chosen.dist)
+        for entry in found:
+            console.event("entry", **vars(entry), released=entry.name in needed)
+        console.say(table(summary(found, time.time())))
+
+
+def clean_cache(chosen: Options, *, keep: str, releases: bool) -> None:
+    """Remove what is cached, all or down to a size, and print what was removed.
+
+    Args:
+        keep: A size; all goes when empty.
+        releases: Remove dist/, too.
+    """
+    with session(chosen) as (console, store):
+        limit = parse_size(keep) if keep else 0
+        removed = clean(store, limit, needed_by_releases(store, chosen.dist) if keep else ())
+        if not keep:
+            remove_rest(store)
+        for entry in removed:
+            console.say(f"removed {entry.name}, {human_bytes(entry.size)}")
+        left = entries(store)
+        console.say(f"{human_bytes(sum(entry.size for entry in left))} are left in {store.root}")
+        if releases and chosen.dist.exists():
+            shutil.rmtree(chosen.dist)
+            console.say(f"removed {chosen.dist}")

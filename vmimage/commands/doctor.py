@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from vmimage.commands.session import session
 from vmimage.host import Finding, examine_tool, find_uefi, tools, user_namespaces
 from vmimage.util.console import human_bytes
 from vmimage.util.errors import HostError
+from vmimage.util.settings import Options
 from vmimage.vm.accelerator import (
     ACCELERATORS,
     PROBE_SECONDS,
@@ -71,3 +73,20 @@ def _accelerator(name: Accelerator) -> Finding:
     state = f"hung: guest code did not end within {PROBE_SECONDS:.0f} s" if hung else done.output.splitlines()[0]
     remedy = "run on the machine itself, or enable nested virtualization; builds work without it"
     return Finding(subject=name, good=False, state=state, why=why, remedy=remedy, needed=name == "tcg")
+
+
+def examine_host(chosen: Options, *, json: bool) -> None:
+    """Print all findings.
+
+    Raises:
+        HostError: Something that is needed is missing; all of it is named.
+    """
+    with session(chosen, json_lines=json) as (console, store):
+        bad = []
+        for finding in examine(store.root, chosen.accelerator):
+            console.event("finding", **vars(finding))
+            console.say(f"{finding.mark:<3} {finding.subject:<22} {finding.state:<38} {finding.why}")
+            if finding.mark == "BAD":
+                bad.append(f"{finding.subject}: {finding.state}\n    {finding.remedy}")
+        if bad:
+            raise HostError("\n".join(bad), hint="`./bootstrap` installs missing packages")

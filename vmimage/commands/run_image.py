@@ -9,10 +9,13 @@ from pathlib import Path
 from vmimage import host
 from vmimage.access.host_keys import host_keys_recorded
 from vmimage.access.known_hosts import host_name, record
+from vmimage.access.seed import existing_seed
 from vmimage.cache.store import Store
+from vmimage.commands.session import session
 from vmimage.formats.opened import open_disk
+from vmimage.spec.load import load_spec
 from vmimage.spec.model import port_range, size_bytes
-from vmimage.stages.release.dist import Release
+from vmimage.stages.release.dist import Release, choose
 from vmimage.util.console import Console
 from vmimage.util.errors import BuildError, InputError
 from vmimage.util.ports import require_free, taken
@@ -150,3 +153,42 @@ def _ways_in(ports: Mapping[str, int], further: Sequence[int], serial: Path, dis
     kept = f"kept in {disk}" if disk else "thrown away at the end (--disk FILE keeps them)"
     yield f"  changes are {kept}"
     yield "Ctrl-C, or `sudo poweroff` inside, ends it."
+
+
+def run_image(
+    image: str | None,
+    version: str | None,
+    chosen: Options,
+    *,
+    like: str,
+    firmware: str,
+    ports: Sequence[int],
+    ssh_key: str | None,
+    disk: str | None,
+    seed: str | None,
+) -> None:
+    """Start a release, and wait for its end.
+
+    Args:
+        image: The default one when not given; of `version`, the latest.
+        like: The hypervisor whose hardware it is given.
+        ports: On localhost, in the order of FORWARDS.
+        ssh_key: A file with the public key that may log in; the user's own when not given.
+        disk: A file that keeps changes.
+        seed: What `invoke seed` wrote.
+    """
+    with session(chosen) as (console, store):
+        profile, kind = machine_like(like, firmware)
+        name, _image = load_spec(chosen.spec).image(image)
+        run_release(
+            choose(chosen.dist, name, version),
+            chosen,
+            store,
+            console,
+            profile=profile,
+            firmware=kind,
+            ports=dict(zip(FORWARDS, ports, strict=True)),
+            public_keys=[] if seed else find_public_keys(ssh_key, Path.home() / ".ssh"),
+            disk=Path(disk).absolute() if disk else None,
+            seed=existing_seed(seed) if seed else None,
+        )

@@ -1,4 +1,4 @@
-"""What every Invoke task shares: errors shown with their exit codes, and image names that may be left out."""
+"""What every command shares: a cache, a console, and errors shown with their exit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from invoke.exceptions import Exit
-from invoke.parser.parser import ParseMachine
 
 from vmimage.cache.store import Store
 from vmimage.pipeline import open_store
@@ -71,30 +70,3 @@ def session(options: Options, *, json_lines: bool = False, log: str = "") -> Ite
     with errors_shown(console):
         console.event("run", argv=sys.argv[1:], log=str(console.log_dir or ""))
         yield console, store
-
-
-def allow_missing_positionals() -> None:
-    """Let a positional argument that is also `optional` be left out: it is then empty.
-
-    Invoke asks for every positional argument: https://github.com/pyinvoke/invoke/issues/159
-    """
-    complete, handle = ParseMachine.complete_context, ParseMachine.handle
-
-    def leave_out(machine: ParseMachine, *, required: bool = False) -> None:
-        for argument in machine.context.missing_positional_args if machine.context else []:
-            if argument.optional or required:
-                argument.value = ""
-
-    def complete_context(machine: ParseMachine) -> None:
-        leave_out(machine)
-        complete(machine)
-
-    def handle_token(machine: ParseMachine, token: str) -> None:
-        # Otherwise `invoke run --help` would look for an image of that name.
-        known = machine.context and (token in machine.context.flags or token in machine.context.inverse_flags)
-        if token.startswith("-") and not known and not machine.waiting_for_flag_value:
-            leave_out(machine, required=token in ("-h", "--help"))
-        handle(machine, token)
-
-    ParseMachine.complete_context = complete_context  # type: ignore[method-assign, assignment]
-    ParseMachine.handle = handle_token  # type: ignore[method-assign, assignment]

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from vmimage import pipeline
+from vmimage.commands.session import session
 from vmimage.commands.size.measure import GROUPS, ImageSize, component_files, measure, mib
 from vmimage.commands.size.treemap import picture
 from vmimage.formats.opened import open_disk, write_raw
 from vmimage.formats.qcow2 import HEADER, cluster_size, write_qcow2
+from vmimage.spec.load import load_spec
 from vmimage.spec.model import Qcow2Options, Spec
 from vmimage.stages.bake.stage import DISK, BakeStage
 from vmimage.stages.release import dist as releasing
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.settings import Options
 
 SHOWN = 12
 """Parts of a group that the table names."""
@@ -118,3 +122,12 @@ def _open(
         return f"{bake.image} {release.version}", disk, release.file(kind)
     write_qcow2(disk, qcow2, compression="zstd")
     return f"{bake.image} {release.version}", disk, qcow2
+
+
+def tell_size(image: str | None, version: str | None, chosen: Options, *, output: Path | None, json: bool) -> None:
+    """Print what the bytes of an image are, and draw it if asked so."""
+    with session(chosen, json_lines=json) as (console, store):
+        made = pipeline.plan_image(image, chosen)
+        stages = pipeline.stages_of(made, pipeline.build_context(chosen, store))
+        bake = pipeline.the_stage(stages, BakeStage)
+        show_size(bake, load_spec(chosen.spec), chosen.dist, console, version=version, output=output)

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from vmimage import host
 from vmimage.cache.result import AFTER, Result
-from vmimage.cache.store import Store
-from vmimage.disk.raw import RawDisk
-from vmimage.formats.opened import kind_of, write_raw
 from vmimage.plan import Plan, digests
-from vmimage.spec.model import FormatName, MachineSpec
+from vmimage.spec.model import MachineSpec
 from vmimage.stages.bake.stage import BakeStage
 from vmimage.stages.export import ExportStage
-from vmimage.stages.release import dist as releasing
 from vmimage.stages.stage import StoredStage
 from vmimage.stages.verify.checks import DISK_TESTS, check_files
 from vmimage.stages.verify.matrix import Boot, boots
-from vmimage.stages.verify.subject import File, Subject, image_facts, opened_disk, require_recorded
+from vmimage.stages.verify.subject import File, Subject
 from vmimage.stages.verify.verdict import VERDICT, verify
-from vmimage.util.console import Console, Step
-from vmimage.util.errors import InputError
+from vmimage.util.console import Step
 from vmimage.util.files import sha256_file
-from vmimage.util.settings import Options
-from vmimage.vm.accelerator import find_accelerator
 from vmimage.vm.profiles import PROFILES
 
 
@@ -135,57 +127,3 @@ def verify_stage(plan: Plan, export: ExportStage, *, full_matrix: bool) -> Verif
         hardware={boot.profile: vars(PROFILES[boot.profile]) for boot in machines},
         files=digests(plan.project, [Path("tests/image") / name for name in checks]),
     )
-
-
-def verify_file(path: Path, options: Options, store: Store, console: Console) -> Mapping[str, object]:
-    """Verify a file by itself: by the manifest beside it if there is one, else by what the image says.
-
-    Raises:
-        InputError: There is no such file, or its name tells no format.
-        VerifyError: It failed.
-    """
-    host.require(("qemu-system-x86_64", "qemu-img", "sfdisk", "mke2fs", "unshare"))
-    host.find_uefi()
-    if not path.is_file():
-        raise InputError(f"there is no file {path}", hint="`invoke list` shows the released files")
-    kind = kind_of(path)
-    if not kind:
-        raise InputError(f"{path.name} has no known format", hint=f"names end in {', '.join(get_args(FormatName))}")
-    accelerator = find_accelerator(store.root / "accelerator.json", options.accelerator)
-    store.sweep()
-    beside = path.parent / releasing.MANIFEST
-    known = json.loads(beside.read_text()) if beside.is_file() else {}
-    recorded = {file["name"]: file["sha256"] for file in known.get("files", {}).values()}
-    file = File(kind=kind, path=path, recorded_sha256=recorded.get(path.name, ""))
-    machines = boots([kind], full=options.full_matrix)
-    with (
-        console.stage("verify", f"boots {', '.join(boot.name for boot in machines)}") as step,
-        store.workspace("verify") as work,
-    ):
-        machine = known.get("machine", {"memory": "2 GiB", "cpus": 2})
-        subject = Subject(
-            files=[file],
-            boots=machines,
-            facts=facts_of(file, store),
-            memory=machine["memory"],
-            cpus=machine["cpus"],
-            build_key=known.get("build_key", ""),
-        )
-        log_dir = console.log_dir or work
-        verdict = verify(subject, work, accelerator, step, evidence=log_dir / "verify")
-        shutil.copytree(work, log_dir / "verify", dirs_exist_ok=True)
-    return verdict
-
-
-def facts_of(file: File, store: Store) -> Mapping[str, object]:
-    """Read what the image in a file says of itself.
-
-    Raises:
-        VerifyError: The file is refused, or says nothing.
-    """
-    with store.workspace("facts") as work:
-        require_recorded(file)
-        opened = opened_disk(file, work)
-        raw = work / "facts.raw"
-        write_raw(opened, raw)
-        return image_facts(RawDisk(raw), work)

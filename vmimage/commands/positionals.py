@@ -1,0 +1,32 @@
+"""Positional arguments of Invoke's tasks that may be left out."""
+
+from __future__ import annotations
+
+from invoke.parser.parser import ParseMachine
+
+
+def allow_missing_positionals() -> None:
+    """Let a positional argument that is also `optional` be left out: it is then empty.
+
+    Invoke asks for every positional argument: https://github.com/pyinvoke/invoke/issues/159
+    """
+    complete, handle = ParseMachine.complete_context, ParseMachine.handle
+
+    def leave_out(machine: ParseMachine, *, required: bool = False) -> None:
+        for argument in machine.context.missing_positional_args if machine.context else []:
+            if argument.optional or required:
+                argument.value = ""
+
+    def complete_context(machine: ParseMachine) -> None:
+        leave_out(machine)
+        complete(machine)
+
+    def handle_token(machine: ParseMachine, token: str) -> None:
+        # Otherwise `invoke run --help` would look for an image of that name.
+        known = machine.context and (token in machine.context.flags or token in machine.context.inverse_flags)
+        if token.startswith("-") and not known and not machine.waiting_for_flag_value:
+            leave_out(machine, required=token in ("-h", "--help"))
+        handle(machine, token)
+
+    ParseMachine.complete_context = complete_context  # type: ignore[method-assign, assignment]
+    ParseMachine.handle = handle_token  # type: ignore[method-assign, assignment]

@@ -1,0 +1,28 @@
+"""`invoke share`: a directory of this host in a running machine."""
+
+from __future__ import annotations
+
+from vmimage.access.share import make_share, run_share
+from vmimage.commands.session import session
+from vmimage.commands.where import Where
+from vmimage.util.settings import Options
+
+
+def share_directory(
+    source: str,
+    target: str | None,
+    where: Where,
+    chosen: Options,
+    *,
+    read_only: bool,
+    follow_links: bool,
+    notify: bool,
+) -> None:
+    """Mount a directory until Ctrl-C."""
+    with session(chosen) as (console, _store):
+        run_share(
+            make_share(source, target, read_only=read_only, follow_links=follow_links, notify=notify),
+            where.address(),
+            chosen.known_hosts,
+            console,
+        )
