@@ -23,7 +23,8 @@ from bench.relay import relay
 from vmimage import PROJECT, host
 from vmimage.cache.store import Store
 from vmimage.disk.raw import allocated
-from vmimage.formats.opened import Opened, open_disk, write_raw
+from vmimage.formats.all import open_disk
+from vmimage.formats.format import Opened, write_raw
 from vmimage.plan import PinnedFile, Plan, Source
 from vmimage.stages.base import BaseStage
 from vmimage.stages.fetch import fetch

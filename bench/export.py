@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vmimage import PROJECT
 from vmimage.cache.store import Store
 from vmimage.disk.raw import allocated
 from vmimage.formats import vmdk
-from vmimage.formats.ova import write_ova
-from vmimage.spec.model import VMDK_LEVEL
+from vmimage.formats.ova import TEMPLATE, write_ova
+from vmimage.formats.vmdk import VMDK_LEVEL
 from vmimage.stages.bake.stage import DISK, BakeStage
-from vmimage.stages.export import APPLIANCE_TEMPLATE, ExportStage, appliance
+from vmimage.stages.export import ExportStage, appliance
 from vmimage.util.console import Console, human_bytes
 from vmimage.util.errors import InputError
 from vmimage.util.run import run
@@ -40,10 +39,9 @@ class Contender:
 
 def contenders(export: ExportStage) -> list[Contender]:
     """Return what is compared; the first of each format is what a toolchain without writers of its own does."""
-    template = PROJECT / APPLIANCE_TEMPLATE
 
     def ova(threads: int | None = None) -> Write:
-        return lambda disk, to: write_ova(disk, to, appliance(export), template, level=VMDK_LEVEL, threads=threads)
+        return lambda disk, to: write_ova(disk, to, appliance(export), TEMPLATE, level=VMDK_LEVEL, threads=threads)
 
     def by_qemu(*options: str) -> Write:
         return lambda disk, to: run(["qemu-img", "convert", *options, "-f", "raw", disk, to])

@@ -22,8 +22,9 @@ import requests
 import zstandard
 
 from vmimage.disk.raw import allocated, extents
+from vmimage.formats.all import BY_NAME
 from vmimage.formats.qcow2 import ZSTD_LEVEL
-from vmimage.spec.model import VMDK_LEVEL
+from vmimage.formats.vmdk import VMDK_LEVEL
 from vmimage.util.errors import FetchError
 
 SAMPLE_BYTES = 256 << 20
@@ -66,13 +67,13 @@ def parts(*, packages: int, content: int, files: Mapping[str, int], speeds: Spee
         files: Format -> bytes of the exported file.
     """
     shipped = sum(files.values())
-    compressors = {"qcow2": speeds.zstd, "raw.zst": speeds.zstd}
+    compressors = {"zstd": speeds.zstd, "deflate": speeds.deflate, "none": speeds.write}
     return [
         FloorPart(what="write the packages that the mirror sends", bytes=packages, speed=speeds.write),
         FloorPart(what="write what is in them to a disk", bytes=content, speed=speeds.write),
         FloorPart(what="read the sealed disk", bytes=content, speed=speeds.read),
         *(
-            FloorPart(what=f"compress it to {kind}", bytes=content, speed=compressors.get(kind, speeds.deflate))
+            FloorPart(what=f"compress it to {kind}", bytes=content, speed=compressors[BY_NAME[kind].compressor])
             for kind in files
         ),
         FloorPart(what="write the files", bytes=shipped, speed=speeds.write),

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.formats.opened import Opened
+from vmimage.formats.format import Opened
 from vmimage.plan import Plan, laid_files
 from vmimage.spec.model import size_bytes
 from vmimage.stages import base as base_stage

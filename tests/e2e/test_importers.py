@@ -12,8 +12,11 @@ import pytest
 from tests.e2e.importers import Tree, VirtualBox, install_libvirt, install_virtualbox
 from tests.tools import context_in, plan_of
 from vmimage import PROJECT
-from vmimage.formats.box import vagrantfile, write_libvirt_box, write_virtualbox_box
-from vmimage.formats.ova import Appliance, write_ova
+from vmimage.formats.box import vagrantfile
+from vmimage.formats.format import Appliance
+from vmimage.formats.libvirt_box import write_libvirt_box
+from vmimage.formats.ova import write_ova
+from vmimage.formats.virtualbox_box import write_virtualbox_box
 from vmimage.pipeline import stages_of, the_stage
 from vmimage.stages.export import ExportStage, appliance
 from vmimage.util.errors import BuildError
@@ -69,7 +72,7 @@ def boxes(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="toolbox", version="1", vendor="a", summary="b", cpus=2, memory_mib=2048, forwards=forwards
     )
     templates = PROJECT / "templates"
-    texts = {kind: vagrantfile(templates / "Vagrantfile.j2", machine, kind) for kind in ("libvirt", "virtualbox")}
+    texts = {kind: vagrantfile(machine, kind) for kind in ("libvirt", "virtualbox")}
     write_libvirt_box(disk, folder / "libvirt.box", texts["libvirt"], "zstd")
     ovf = templates / "appliance.ovf.j2"
     write_virtualbox_box(disk, folder / "virtualbox.box", machine, ovf, texts["virtualbox"], level=1)

@@ -10,14 +10,9 @@ import pytest
 
 from tests.unit.test_ova import APPLIANCE, TEMPLATE, Members, packed
 from vmimage import PROJECT
-from vmimage.formats.box import (
-    check_libvirt_box,
-    check_virtualbox_box,
-    metadata,
-    vagrantfile,
-    write_libvirt_box,
-    write_virtualbox_box,
-)
+from vmimage.formats.box import metadata, vagrantfile
+from vmimage.formats.libvirt_box import check_libvirt_box, write_libvirt_box
+from vmimage.formats.virtualbox_box import check_virtualbox_box, write_virtualbox_box
 
 VAGRANT = PROJECT / "templates" / "Vagrantfile.j2"
 Check = Callable[[Path], object]
@@ -33,7 +28,7 @@ def good(provider: str, tmp_path: Path) -> Members:
     """The members of a box that is accepted."""
     disk, box = tmp_path / "disk.raw", tmp_path / "good.box"
     disk.write_bytes(b"boot" * 1000 + bytes((64 << 20) - 4000))
-    text = vagrantfile(VAGRANT, APPLIANCE, provider)
+    text = vagrantfile(APPLIANCE, provider)
     if provider == "libvirt":
         write_libvirt_box(disk, box, text, "zstd")
         check_libvirt_box(box)

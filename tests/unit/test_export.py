@@ -5,26 +5,25 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from tests.tools import context_in, plan_of, step_into
-from vmimage.formats.opened import kind_of, open_disk
+from vmimage.formats.all import BY_NAME, kind_of, open_disk
 from vmimage.pipeline import stages_of, the_stage
-from vmimage.spec.model import FormatName, Formats
+from vmimage.spec.model import AllFormats
 from vmimage.stages.export import ExportStage, make_export
 from vmimage.util.errors import BuildError
 from vmimage.util.run import run
 
-KINDS: tuple[FormatName, ...] = get_args(FormatName)
+KINDS = tuple(BY_NAME)
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> ExportStage:
     """The export of toolbox with all formats."""
     stages = stages_of(plan_of("toolbox"), context_in(tmp_path / "context"))
-    return replace(the_stage(stages, ExportStage), formats=Formats.model_validate({kind: {} for kind in KINDS}))
+    return replace(the_stage(stages, ExportStage), formats=AllFormats.model_validate({kind: {} for kind in KINDS}))
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def export(stage: ExportStage, disk: Path, work: Path) -> dict[FormatName, Path]:
+def export(stage: ExportStage, disk: Path, work: Path) -> dict[str, Path]:
     work.mkdir()
     meta = make_export(stage, disk, work, step_into([]))
     files = meta["files"]
@@ -71,10 +70,8 @@ def test_vhdx_has_no_holes(stage: ExportStage, disk: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_full_disk_is_an_error_that_names_the_file(
-    stage: ExportStage, disk: Path, tmp_path: Path, kind: FormatName
-) -> None:
-    one = replace(stage, formats=Formats.model_validate({kind: {}}))
+def test_full_disk_is_an_error_that_names_the_file(stage: ExportStage, disk: Path, tmp_path: Path, kind: str) -> None:
+    one = replace(stage, formats=AllFormats.model_validate({kind: {}}))
     work = tmp_path / "work"
     work.mkdir()
     (work / f"toolbox-amd64.{kind}").symlink_to("/dev/full")

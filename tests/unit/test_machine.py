@@ -8,10 +8,11 @@ import yaml
 
 from tests.tools import seed_texts
 from vmimage.util.errors import HostError
+from vmimage.util.firmware import FirmwareName
 from vmimage.util.run import run
 from vmimage.vm.accelerator import acceleration
 from vmimage.vm.machine import Hardware, console_end, make_overlay, qemu_command, qemu_value, start, write_seed
-from vmimage.vm.profiles import PROFILES, FirmwareName
+from vmimage.vm.profiles import PROFILES
 
 TCG = Hardware(accelerator="tcg", forwards={22: 0, 80: 8080}, memory=64, cpus=1)
 

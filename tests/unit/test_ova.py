@@ -12,7 +12,8 @@ import pytest
 
 from vmimage import PROJECT
 from vmimage.formats.archive import USTAR_LIMIT, member
-from vmimage.formats.ova import Appliance, check_ova, write_ova
+from vmimage.formats.format import Appliance
+from vmimage.formats.ova import check_ova, write_ova
 from vmimage.util.run import run
 
 TEMPLATE = PROJECT / "templates" / "appliance.ovf.j2"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.spec.model import FormatName
 from vmimage.stages.release import dist as releasing
 from vmimage.stages.release.dist import (
     Release,
@@ -51,7 +50,7 @@ def make(export: Path, dist: Path, *, verdict: object = None, today: date = DAY)
         "machine": {"cpus": 2, "memory": "2 GiB"},
         "pins": {"kubectl": {"version": "v1"}}, "components": ["sshfs"], "packages": {"sshfs": "3.7"},
     }  # fmt: skip
-    files: dict[FormatName, dict[str, object]] = {
+    files: dict[str, dict[str, object]] = {
         "qcow2": {"name": "toolbox-amd64.qcow2", "bytes": len(BODY), "sha256": DIGEST}
     }
     version = version_of(KEY, today)

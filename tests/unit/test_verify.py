@@ -16,7 +16,7 @@ from vmimage.commands.verify_file import verify_file
 from vmimage.disk.raw import RawDisk
 from vmimage.host import Firmware
 from vmimage.pipeline import stages_of, the_stage
-from vmimage.spec.model import Formats
+from vmimage.spec.model import AllFormats
 from vmimage.stages.base import write_disk
 from vmimage.stages.export import ExportStage
 from vmimage.stages.verify import checks
@@ -202,7 +202,7 @@ def test_verdict_depends_on_the_bytes_and_not_on_how_they_came_about(
     keys = []
     for digest, level in (("0", 5), ("0", 6), ("1", 6)):
         monkeypatch.setattr(ExportStage, "exported", {"ova": {"sha256": digest * 64}})
-        export = replace(stage.export, formats=Formats.model_validate({"ova": {"level": level}}))
+        export = replace(stage.export, formats=AllFormats.model_validate({"ova": {"level": level}}))
         keys.append(replace(stage, after=export).key)
     assert keys[0] == keys[1] != keys[2]
 

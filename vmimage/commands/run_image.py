@@ -12,18 +12,19 @@ from vmimage.access.known_hosts import host_name, record
 from vmimage.access.seed import existing_seed
 from vmimage.cache.store import Store
 from vmimage.commands.session import session
-from vmimage.formats.opened import open_disk
+from vmimage.formats.all import open_disk
 from vmimage.spec.load import load_spec
 from vmimage.spec.model import port_range, size_bytes
 from vmimage.stages.release.dist import Release, choose
 from vmimage.util.console import Console
 from vmimage.util.errors import BuildError, InputError
+from vmimage.util.firmware import FirmwareName
 from vmimage.util.ports import require_free, taken
 from vmimage.util.settings import Options
 from vmimage.vm.accelerator import find_accelerator, machine_cpus
 from vmimage.vm.forwards import FORWARDS
 from vmimage.vm.machine import Hardware, make_overlay, start, write_seed
-from vmimage.vm.profiles import HYPERVISORS, PROFILES, FirmwareName
+from vmimage.vm.profiles import HYPERVISORS, PROFILES
 
 KEY_NAMES = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 

@@ -7,15 +7,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 from vmimage import host
 from vmimage.cache.store import Store
 from vmimage.commands.build import full_matrix
 from vmimage.commands.session import session
 from vmimage.disk.raw import RawDisk
-from vmimage.formats.opened import kind_of, write_raw
-from vmimage.spec.model import FormatName
+from vmimage.formats.all import BY_NAME, kind_of
+from vmimage.formats.format import write_raw
 from vmimage.stages.release import dist as releasing
 from vmimage.stages.verify.matrix import boots
 from vmimage.stages.verify.subject import File, Subject, image_facts, opened_disk, require_recorded
@@ -48,7 +47,7 @@ def verify_file(path: Path, options: Options, store: Store, console: Console) ->
         raise InputError(f"there is no file {path}", hint="`invoke list` shows the released files")
     kind = kind_of(path)
     if not kind:
-        raise InputError(f"{path.name} has no known format", hint=f"names end in {', '.join(get_args(FormatName))}")
+        raise InputError(f"{path.name} has no known format", hint=f"names end in {', '.join(BY_NAME)}")
     accelerator = find_accelerator(store.root / "accelerator.json", options.accelerator)
     store.sweep()
     beside = path.parent / releasing.MANIFEST

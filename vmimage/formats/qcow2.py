@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Literal
 
+from pydantic import Field
+
+from vmimage.formats.format import Appliance, Format, Opened, checked
+from vmimage.util.model import Model
 from vmimage.util.run import run
 
 CLUSTER = 256 << 10
@@ -60,3 +65,26 @@ def _header(head: bytes) -> tuple[int, ...]:
     if head[:4] != MAGIC:
         raise ValueError("it is no qcow2")
     return HEADER.unpack(head[: HEADER.size])
+
+
+class Qcow2Options(Model):
+    """Options of the formats whose disk is a qcow2."""
+
+    compression: Literal["zstd", "zlib"] = Field("zstd", description="zlib opens in QEMU older than 5.1 too")
+
+
+def _write(disk: Path, to: Path, options: Qcow2Options, _: Appliance) -> None:
+    write_qcow2(disk, to, compression=options.compression)
+
+
+QCOW2 = Format(
+    name="qcow2",
+    summary="QEMU, libvirt, UTM",
+    options=Qcow2Options,
+    machines=(("virtio", "uefi"), ("virtio", "bios"), ("virtio-scsi", "bios"), ("q35-sata", "uefi")),
+    machines_told="virtio (UEFI, BIOS), virtio-scsi (BIOS), SATA + e1000e (UEFI)",
+    taken_by="QEMU, which is the program",
+    write=_write,
+    open=lambda path, _: checked(Opened(path=path, format="qcow2")),
+    compressor="zstd",
+)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import difflib
 import string
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, create_model, model_validator
 
+from vmimage.formats.all import FORMATS
 from vmimage.util.errors import InputError
+from vmimage.util.model import Model
 from vmimage.util.ports import MAX_PORT
 
 Arch = Literal["amd64", "arm64"]
-FormatName = Literal["qcow2", "ova", "vmdk", "raw.zst", "vhdx", "libvirt.box", "virtualbox.box"]
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -42,10 +43,6 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 SEAL_STEP = "99-seal.sh"
 
-# What `invoke bench export` found to be a good bargain of time and size.
-VMDK_LEVEL = 5
-RAW_ZST_LEVEL = 3
-
 
 def size_bytes(size: str) -> int:
     """Return a `Size` such as "4 GiB" in bytes."""
@@ -63,12 +60,6 @@ def near_miss(word: str, known: list[str]) -> str:
     """Return ` (did you mean …?)` when a known word is close, else nothing."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-class Model(BaseModel):
-    """What all models here share: frozen, nothing coerced, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class Location(Model):
@@ -156,38 +147,8 @@ class MachineSpec(Model):
     ] = None
 
 
-class Qcow2Options(Model):
-    """Options of the formats whose disk is a qcow2."""
-
-    compression: Literal["zstd", "zlib"] = Field("zstd", description="zlib opens in QEMU older than 5.1 too")
-
-
-class DeflateOptions(Model):
-    """Options of the formats whose disk is a streamOptimized VMDK."""
-
-    level: int = Field(VMDK_LEVEL, ge=1, le=12, description="libdeflate's level: 12 is smallest and slowest")
-
-
-class ZstdOptions(Model):
-    """Options of raw.zst."""
-
-    level: int = Field(RAW_ZST_LEVEL, ge=1, le=19, description="zstd's level: 19 is smallest and slowest")
-
-
-class VhdxOptions(Model):
-    """Options of vhdx: none yet."""
-
-
 class Formats(Model):
-    """The files that are exported; a format that is not named is not made."""
-
-    qcow2: Qcow2Options | None = Field(None, description="QEMU, libvirt, UTM")
-    ova: DeflateOptions | None = Field(None, description="VirtualBox and VMware, to import")
-    vmdk: DeflateOptions | None = Field(None, description="the disk of the OVA by itself")
-    raw_zst: ZstdOptions | None = Field(None, alias="raw.zst", description="the bare disk, compressed; for clouds")
-    vhdx: VhdxOptions | None = Field(None, description="Hyper-V")
-    libvirt_box: Qcow2Options | None = Field(None, alias="libvirt.box", description="Vagrant with libvirt")
-    virtualbox_box: DeflateOptions | None = Field(None, alias="virtualbox.box", description="Vagrant with VirtualBox")
+    """The files that are exported: a field for each format, its options; none for what is not asked for."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -196,18 +157,29 @@ class Formats(Model):
         return self
 
     @property
-    def names(self) -> tuple[FormatName, ...]:
-        """The formats asked for, in a fixed order."""
-        chosen: dict[FormatName, Model | None] = {
-            "qcow2": self.qcow2,
-            "ova": self.ova,
-            "vmdk": self.vmdk,
-            "raw.zst": self.raw_zst,
-            "vhdx": self.vhdx,
-            "libvirt.box": self.libvirt_box,
-            "virtualbox.box": self.virtualbox_box,
-        }
-        return tuple(name for name, options in chosen.items() if options is not None)
+    def chosen(self) -> dict[str, Model]:
+        """Format -> options of what is asked for, in the order of all formats."""
+        found = {each.name: getattr(self, each.field) for each in FORMATS}
+        return {name: options for name, options in found.items() if options is not None}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The formats asked for."""
+        return tuple(self.chosen)
+
+
+if TYPE_CHECKING:
+    AllFormats = Formats
+else:
+    AllFormats = create_model(
+        "Formats",
+        __base__=Formats,
+        __doc__="The files that are exported; a format that is not named is not made.",
+        **{
+            each.field: (each.options | None, Field(None, alias=each.name, description=each.summary))
+            for each in FORMATS
+        },
+    )
 
 
 class Image(Model):
@@ -218,7 +190,7 @@ class Image(Model):
     components: tuple[Name, ...] = Field(strict=False, min_length=1)
     disk: Size = "40 GiB"
     machine: MachineSpec = Field(default_factory=lambda: MachineSpec(cpus=2))
-    formats: Formats
+    formats: AllFormats
 
 
 class Spec(Model):

@@ -19,9 +19,10 @@ from qemu.qmp import ConnectError, ExecuteError, QMPError
 
 from vmimage.host import find_uefi
 from vmimage.util.errors import HostError, VerifyError
+from vmimage.util.firmware import FirmwareName
 from vmimage.util.run import run, spawn, tail
 from vmimage.vm.accelerator import Accelerator, acceleration, cpu_model
-from vmimage.vm.profiles import PROFILES, FirmwareName
+from vmimage.vm.profiles import PROFILES
 from vmimage.vm.qmp import Monitor
 
 SERIAL = "serial.log"

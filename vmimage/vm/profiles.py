@@ -7,10 +7,8 @@ VMware's pvscsi and for LSI's SAS, and none for Hyper-V's own devices, so those 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-FirmwareName = Literal["bios", "uefi"]
-FIRMWARES: tuple[FirmwareName, ...] = ("bios", "uefi")
+from vmimage.util.firmware import FIRMWARES, FirmwareName
 
 
 @dataclass(frozen=True, kw_only=True)

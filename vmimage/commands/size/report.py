@@ -10,14 +10,16 @@ from vmimage import pipeline
 from vmimage.commands.session import session
 from vmimage.commands.size.measure import GROUPS, ImageSize, component_files, measure, mib
 from vmimage.commands.size.treemap import picture
-from vmimage.formats.opened import open_disk, write_raw
-from vmimage.formats.qcow2 import HEADER, cluster_size, write_qcow2
+from vmimage.formats.all import open_disk
+from vmimage.formats.format import write_raw
+from vmimage.formats.qcow2 import HEADER, Qcow2Options, cluster_size, write_qcow2
 from vmimage.spec.load import load_spec
-from vmimage.spec.model import Qcow2Options, Spec
+from vmimage.spec.model import Spec
 from vmimage.stages.bake.stage import DISK, BakeStage
 from vmimage.stages.release import dist as releasing
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.model import Model
 from vmimage.util.settings import Options
 
 SHOWN = 12
@@ -40,7 +42,7 @@ def show_size(
         raise InputError(f"--output {output}: the picture is an SVG", hint=f"--output {output.with_suffix('.svg')}")
     image = spec.images[bake.image]
     with bake.context.store.workspace("size") as work:
-        name, disk, qcow2 = _open(bake, image.formats.qcow2, dist, work, version)
+        name, disk, qcow2 = _open(bake, image.formats.chosen.get("qcow2"), dist, work, version)
         with qcow2.open("rb") as file:
             cluster = cluster_size(file.read(HEADER.size))
         size = measure(disk, work, component_files(image.components, spec.components), cluster)
@@ -92,7 +94,7 @@ def _line(name: str, files: int, disk: int, qcow2: int, share: str = "") -> str:
 
 
 def _open(
-    bake: BakeStage, options: Qcow2Options | None, dist: Path, work: Path, version: str | None
+    bake: BakeStage, options: Model | None, dist: Path, work: Path, version: str | None
 ) -> tuple[str, Path, Path]:
     """Return what it is, its raw disk, and its qcow2 compressed by zstd.
 
@@ -118,7 +120,7 @@ def _open(
         disk = opened.path
     else:
         write_raw(opened, disk)
-    if kind == "qcow2" and options and options.compression == "zstd":
+    if kind == "qcow2" and isinstance(options, Qcow2Options) and options.compression == "zstd":
         return f"{bake.image} {release.version}", disk, release.file(kind)
     write_qcow2(disk, qcow2, compression="zstd")
     return f"{bake.image} {release.version}", disk, qcow2

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from vmimage import PROJECT
-from vmimage.spec.model import FormatName, port_range
+from vmimage.formats.all import BY_NAME
+from vmimage.spec.model import port_range
 from vmimage.util.console import human_bytes
 from vmimage.util.errors import InputError, VerifyError
 from vmimage.util.files import place, remove_tree, sha256_file, sync, sync_tree
@@ -43,11 +44,11 @@ class Release:
     manifest: Mapping[str, Any]
 
     @property
-    def first_kind(self) -> FormatName:
+    def first_kind(self) -> str:
         """The format to start machines from: qcow2 where there is one."""
-        return next(kind for kind in get_args(FormatName) if kind in self.manifest["files"])
+        return next(kind for kind in BY_NAME if kind in self.manifest["files"])
 
-    def file(self, kind: FormatName) -> Path:
+    def file(self, kind: str) -> Path:
         """The file of a format."""
         return self.path / str(self.manifest["files"][kind]["name"])
 
@@ -136,7 +137,7 @@ def fill_release(
     arch: str,
     version: str,
     export: Path,
-    files: Mapping[FormatName, Mapping[str, object]],
+    files: Mapping[str, Mapping[str, object]],
     verdict: Mapping[str, Any],
     manifest: Mapping[str, Any],
 ) -> Mapping[str, object]:
@@ -159,10 +160,21 @@ def fill_release(
     (work / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     values = {"manifest": content, "files": released, "forwards": FORWARDS, "size": human_bytes}
     values["ports"] = port_range(manifest["machine"].get("ports"))
+    values["usages"] = list(_usages(released, image, manifest["machine"]["memory"]))
     (work / "README.md").write_text(render(PROJECT / "templates" / "release-readme.md.j2", values))
     sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(work.iterdir())]
     (work / "SHA256SUMS").write_text("".join(sums))
     return content
+
+
+def _usages(files: Mapping[str, Mapping[str, object]], image: str, memory: str) -> Iterator[str]:
+    """Yield how to use each file that has no section of its own in the release's README."""
+    for kind, facts in files.items():
+        usage = BY_NAME[kind].usage
+        if usage:
+            short = memory.replace(" GiB", "GB").replace(" MiB", "MB")
+            told = usage.format(file=facts["name"], image=image, memory=short)
+            yield f"`{facts['name']}`: {told}"
 
 
 def publish_release(image_folder: Path, version: str, fill: Callable[[Path], Mapping[str, object]]) -> Release:

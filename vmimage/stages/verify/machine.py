@@ -13,7 +13,7 @@ from pathlib import Path
 import paramiko
 from qemu.qmp import ExecuteError, QMPError
 
-from vmimage.formats.opened import Opened
+from vmimage.formats.format import Opened
 from vmimage.spec.model import size_bytes
 from vmimage.stages.kept import keep_disk, write_enter
 from vmimage.stages.verify.checks import Check, dealt_tests, run_tests

@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vmimage.spec.model import FormatName
-from vmimage.vm.profiles import FIRMWARES, FirmwareName
-
-# The machines that each format is for; it is booted in the first of them on every build.
-MACHINES: dict[FormatName, tuple[tuple[str, FirmwareName], ...]] = {
-    "qcow2": (("virtio", "uefi"), ("virtio", "bios"), ("virtio-scsi", "bios"), ("q35-sata", "uefi")),
-    "ova": (("virtualbox", "bios"), ("virtualbox", "uefi"), ("virtualbox-server", "bios"), ("virtualbox-ide", "bios"),
-            ("vmware", "bios"), ("vmware", "uefi"), ("vmware-pvscsi", "bios"), ("vmware-lsi", "bios")),
-    "vmdk": (("vmware", "bios"), ("vmware-nvme", "uefi"), ("vmware-pvscsi", "bios"), ("vmware-lsi", "bios")),
-    "raw.zst": (("virtio-scsi", "bios"), ("vmware-nvme", "uefi"), ("q35-sata", "uefi")),
-    "vhdx": (("hyperv", "bios"),),
-    "libvirt.box": (("libvirt", "bios"),),
-    "virtualbox.box": (("virtualbox", "bios"),),
-}  # fmt: skip
+from vmimage.formats.all import BY_NAME
+from vmimage.util.firmware import FIRMWARES, FirmwareName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +17,7 @@ class Boot:
         again: The same machine once more, so that there are two clones to compare.
     """
 
-    kind: FormatName
+    kind: str
     profile: str
     firmware: FirmwareName
     again: bool = False
@@ -40,7 +28,7 @@ class Boot:
         return f"{self.kind}-{self.profile}-{self.firmware}{'-again' * self.again}"
 
 
-def boots(kinds: Sequence[FormatName], *, full: bool) -> tuple[Boot, ...]:
+def boots(kinds: Sequence[str], *, full: bool) -> tuple[Boot, ...]:
     """Return what is booted for these formats.
 
     Args:
@@ -48,11 +36,11 @@ def boots(kinds: Sequence[FormatName], *, full: bool) -> tuple[Boot, ...]:
             with a firmware in that way, one more machine with it. Two at least: clones are compared.
     """
     chosen = [Boot(kind=kind, profile=profile, firmware=firmware) for kind in kinds
-              for profile, firmware in (MACHINES[kind] if full else MACHINES[kind][:1])]  # fmt: skip
+              for profile, firmware in (BY_NAME[kind].machines if full else BY_NAME[kind].machines[:1])]  # fmt: skip
     for wanted in FIRMWARES:
         if all(boot.firmware != wanted for boot in chosen):
             more = [Boot(kind=kind, profile=profile, firmware=firmware) for kind in kinds
-                    for profile, firmware in MACHINES[kind] if firmware == wanted]  # fmt: skip
+                    for profile, firmware in BY_NAME[kind].machines if firmware == wanted]  # fmt: skip
             chosen += more[:1]
     if len(chosen) == 1:
         chosen.append(replace(chosen[0], again=True))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmimage.disk.raw import RawDisk
-from vmimage.formats.opened import Opened, open_disk
-from vmimage.spec.model import FormatName
+from vmimage.formats.all import open_disk
+from vmimage.formats.format import Opened
 from vmimage.stages.verify.matrix import Boot
 from vmimage.util.errors import VerifyError, VmimageError
 from vmimage.util.files import sha256_file
@@ -19,7 +19,7 @@ from vmimage.util.files import sha256_file
 class File:
     """An exported file; `recorded_sha256` is what its manifest says, if there is one."""
 
-    kind: FormatName
+    kind: str
     path: Path
     recorded_sha256: str = ""
 

@@ -15,8 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmimage.disk.raw import content_digest
-from vmimage.formats.opened import Opened, write_raw
-from vmimage.spec.model import FormatName
+from vmimage.formats.format import Opened, write_raw
 from vmimage.stages.kept import ENTER
 from vmimage.stages.verify.checks import DISK_TESTS, Check, run_tests
 from vmimage.stages.verify.machine import AT_ONCE, Identities, Rooms, check_machine
@@ -122,7 +121,7 @@ def _bad(
     )
 
 
-def _check_disks(subject: Subject, disks: Mapping[FormatName, Opened], work: Path, step: Step) -> Check:
+def _check_disks(subject: Subject, disks: Mapping[str, Opened], work: Path, step: Step) -> Check:
     """Run the tests that look at the disk from outside on the first file, and compare the others' disks with it."""
     check = Check(name="disk")
     folder = work / "disk"

@@ -1,0 +1,80 @@
+"""A Vagrant box for libvirt: metadata, a Vagrantfile and a qcow2 in one tar archive."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from vmimage.formats.archive import BLOCK, append, finish, member, opened_archive, read_head
+from vmimage.formats.box import METADATA, VAGRANTFILE, check_metadata, metadata, vagrantfile
+from vmimage.formats.format import Appliance, Format, Opened
+from vmimage.formats.qcow2 import Qcow2Options, virtual_size, write_qcow2
+from vmimage.formats.unpacked import Contents, unpacked
+
+IMAGE = "box.img"
+
+
+def write_libvirt_box(disk: Path, to: Path, vagrant: bytes, compression: str) -> None:
+    """Write a raw disk as a box of the libvirt provider.
+
+    Args:
+        vagrant: Its Vagrantfile.
+        compression: Of the qcow2 inside: zstd or zlib.
+
+    Raises:
+        OSError, BuildError: It could not be written; `to` is then incomplete.
+    """
+    image = to.with_name(f"{to.name}.img")
+    write_qcow2(disk, image, compression=compression)
+    with to.open("wb") as archive, image.open("rb") as source:
+        append(archive, METADATA, metadata("libvirt", format="qcow2", virtual_size=gibibytes(disk.stat().st_size)))
+        append(archive, VAGRANTFILE, vagrant)
+        size = image.stat().st_size
+        archive.write(member(IMAGE, size))
+        shutil.copyfileobj(source, archive, 1 << 20)
+        archive.write(bytes(-size % BLOCK))
+        finish(archive)
+    image.unlink()
+
+
+def check_libvirt_box(path: Path) -> Contents:
+    """Check what Vagrant and its libvirt plugin rely on.
+
+    Raises:
+        ValueError: With the reason why the box is refused.
+    """
+    facts = check_metadata(path, "libvirt")
+    with opened_archive(path) as (archive, members):
+        if set(members) != {METADATA, VAGRANTFILE, IMAGE}:
+            raise ValueError(f"it holds {', '.join(members)} instead of {METADATA}, {VAGRANTFILE} and {IMAGE}")
+        image = members[IMAGE]
+        size = virtual_size(read_head(archive, image))
+    if facts.get("format") != "qcow2" or facts.get("virtual_size") != gibibytes(size):
+        raise ValueError(f"{METADATA} does not describe {IMAGE}, a qcow2 of {gibibytes(size)} GiB")
+    return Contents(disk_name=IMAGE, offset=image.offset_data, size=image.size)
+
+
+def gibibytes(size: int) -> int:
+    """Round up to the unit of `virtual_size`."""
+    return -(-size >> 30)
+
+
+def _write(disk: Path, to: Path, options: Qcow2Options, appliance: Appliance) -> None:
+    write_libvirt_box(disk, to, vagrantfile(appliance, "libvirt"), options.compression)
+
+
+def _open(path: Path, work: Path) -> Opened:
+    return unpacked(path, check_libvirt_box(path), "qcow2", work)
+
+
+LIBVIRT_BOX = Format(
+    name="libvirt.box",
+    summary="Vagrant with libvirt",
+    options=Qcow2Options,
+    machines=(("libvirt", "bios"),),
+    machines_told="virtio on the older board (BIOS)",
+    taken_by="`vagrant up` with libvirt (`invoke test --vagrant`): started, logged in, destroyed",
+    write=_write,
+    open=_open,
+    compressor="zstd",
+)

@@ -1,0 +1,59 @@
+"""A Vagrant box for VirtualBox: an OVA with metadata and a Vagrantfile in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vmimage.formats import ova
+from vmimage.formats.box import METADATA, VAGRANTFILE, check_metadata, metadata, vagrantfile
+from vmimage.formats.format import Appliance, Format, Opened
+from vmimage.formats.ova import check_ova, write_ova
+from vmimage.formats.unpacked import Contents, unpacked
+from vmimage.formats.vmdk import DeflateOptions
+
+VIRTUALBOX_STEM = "box"
+"""Vagrant looks for `box.ovf`."""
+
+
+def write_virtualbox_box(
+    disk: Path, to: Path, appliance: Appliance, template: Path, vagrant: bytes, *, level: int
+) -> None:
+    """Write a raw disk as a box of the virtualbox provider: an OVA with two more members.
+
+    Raises:
+        OSError: The disk cannot be read, or the box not written; `to` is then incomplete.
+    """
+    others = {METADATA: metadata("virtualbox"), VAGRANTFILE: vagrant}
+    write_ova(disk, to, appliance, template, level=level, stem=VIRTUALBOX_STEM, others=others)
+
+
+def check_virtualbox_box(path: Path) -> Contents:
+    """Check what Vagrant and VirtualBox rely on.
+
+    Raises:
+        ValueError: With the reason why the box is refused.
+    """
+    check_metadata(path, "virtualbox")
+    return check_ova(path, others=(METADATA, VAGRANTFILE))
+
+
+def _write(disk: Path, to: Path, options: DeflateOptions, appliance: Appliance) -> None:
+    text = vagrantfile(appliance, "virtualbox")
+    write_virtualbox_box(disk, to, appliance, ova.TEMPLATE, text, level=options.level)
+
+
+def _open(path: Path, work: Path) -> Opened:
+    return unpacked(path, check_virtualbox_box(path), "vmdk", work)
+
+
+VIRTUALBOX_BOX = Format(
+    name="virtualbox.box",
+    summary="Vagrant with VirtualBox",
+    options=DeflateOptions,
+    machines=(("virtualbox", "bios"),),
+    machines_told="VirtualBox: SATA + e1000 (BIOS)",
+    taken_by="its OVF imported by VirtualBox 7.2; `vagrant up` not tried",
+    write=_write,
+    open=_open,
+    compressor="deflate",
+)
