@@ -56,7 +56,6 @@ def test_files_of_the_machine_are_served_live(host: Host, address: str) -> None:
     host.check_output("dev-env down")
 
 
-@pytest.mark.usefixtures("real")
 def test_directory_that_is_mounted_after_up_is_served_and_closed_to_its_pod(host: Host, address: str) -> None:
     host.check_output("echo below > /home/dev/src/index.html; dev-env up frontend")
 
