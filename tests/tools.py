@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -97,12 +98,36 @@ def update_bundle(path: Path, files: dict[str, bytes], *, version: str, **wrong:
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} | wrong
     index = {name: {"version": version, "sha256": digest} for name, digest in digests.items()}
     members = {"update.json": json.dumps({"files": index}).encode(), **files}
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+    path.write_bytes(packed(members))
     return path
+
+
+def image_archive(images: Mapping[str, Sequence[Mapping[str, bytes]]], **config: object) -> bytes:
+    """Return an archive of container images, as `docker save` makes it.
+
+    Args:
+        images: Name -> its layers, each of them the files in it, which may be executed.
+        config: What all of them say of how they are run, such as Cmd.
+    """
+    members: dict[str, bytes] = {}
+    index = []
+    for number, (name, layers) in enumerate(images.items()):
+        names = [f"{number}.{place}.tar" for place in range(len(layers))]
+        members |= {place: packed(layer) for place, layer in zip(names, layers, strict=True)}
+        members[f"{number}.json"] = json.dumps({"config": config, "names": name}).encode()
+        index.append({"Config": f"{number}.json", "RepoTags": [name], "Layers": names})
+    return packed({"manifest.json": json.dumps(index).encode(), **members})
+
+
+def packed(files: Mapping[str, bytes]) -> bytes:
+    """Return files as a tar archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o755
+            tar.addfile(info, io.BytesIO(data))
+    return archive.getvalue()
 
 
 def seed_texts(seed: Path) -> dict[str, str]:

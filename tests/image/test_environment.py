@@ -73,12 +73,15 @@ def test_sample_runs_without_a_network(host: Host) -> None:
     assert "https://hello.localhost:8443" in done.stdout
 
 
-@pytest.mark.usefixtures("real")
 def test_page_of_the_sample_by_name(host: Host, address: str) -> None:
     def answered() -> bool:
         return "Hello from your" in host.run(f"curl -s -H 'Host: hello.localhost' http://{address}/").stdout
 
     seconds_until(answered)
+
+
+@pytest.mark.usefixtures("real")
+def test_page_of_the_sample_by_https(host: Host, address: str) -> None:
     secure = f"curl -sk --connect-to hello.localhost:8443:{address}:443 https://hello.localhost:8443/"
     assert "Hello from your" in host.check_output(secure)
 

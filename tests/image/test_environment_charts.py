@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from testinfra.host import Host
 
 from .conftest import seconds_until
@@ -41,7 +40,6 @@ def test_files_are_composed_and_what_is_not_wanted_any_more_goes(host: Host) -> 
     assert host.check_output("kubectl -n backend get deployment orders -o jsonpath='{.spec.replicas}'") == "2"
 
 
-@pytest.mark.usefixtures("real")
 def test_plain_tcp_answers_at_its_port(host: Host, address: str) -> None:
     (line,) = [line for line in host.check_output("dev-env up services").splitlines() if "(port 7000)" in line]
     port = line.split("localhost:")[1].split()[0]
@@ -49,7 +47,6 @@ def test_plain_tcp_answers_at_its_port(host: Host, address: str) -> None:
     host.check_output("dev-env down")
 
 
-@pytest.mark.usefixtures("real")
 def test_files_of_the_machine_are_served_live(host: Host, address: str) -> None:
     host.check_output("echo first > /home/dev/src/index.html; dev-env up frontend")
     page = f"curl -s -H 'Host: frontend.localhost' http://{address}/"
@@ -59,7 +56,6 @@ def test_files_of_the_machine_are_served_live(host: Host, address: str) -> None:
     host.check_output("dev-env down")
 
 
-@pytest.mark.usefixtures("real")
 def test_directory_that_is_mounted_after_up_is_served_and_closed_to_its_pod(host: Host, address: str) -> None:
     host.check_output("echo below > /home/dev/src/index.html; dev-env up frontend")
 

@@ -72,6 +72,17 @@ def test_dev_uses_the_cluster(host: Host) -> None:
     assert addresses == [ADDRESS]
 
 
+def test_cluster_answers_at_the_address_of_the_machine_by_the_name_that_its_certificate_has(
+    host: Host, address: str
+) -> None:
+    # As the context of `invoke kubeconfig --host ADDRESS` does.
+    ask = f"kubectl --server=https://{address}:6443"
+    assert host.check_output(f"{ask} --tls-server-name=localhost get nodes -o name") == "node/dev-env"
+    refused = host.run(f"{ask} get nodes -o name")
+    assert refused.rc != 0
+    assert "certificate" in refused.stderr
+
+
 def test_cluster_survives_another_hostname_and_a_restart(root: Host) -> None:
     before = root.check_output("sha256sum /var/lib/rancher/k3s/server/tls/server-ca.crt")
     old = root.check_output("hostname")

@@ -1,7 +1,22 @@
 """A program that stands for k3s in tests, where k3s itself cannot be downloaded. It is never part of a released image.
 
-It answers kubectl and helm as a cluster does, and says that all that is deployed is well; but it runs no container,
-routes no packet, and needs no default route, which the real one does. At port 80 it tells where Traefik would lead to.
+It answers kubectl and helm as a cluster does. Run by root, as in an image, it makes what a cluster makes of the
+network:
+
+- a bridge, and for each pod a network namespace behind a veth pair. Whatever goes to a pod goes through the bridge, and
+  a pod that cannot be reached there is not ready, nor is what counts it;
+- containers of images whose layers it has: processes with mounts as runc makes them, as the pod's user. Pods of other
+  images are well without a process, and their condition Ready says so (reason `Simulated`);
+- in the pods of CoreDNS and Traefik, a name server for services, and what leads http to them. Services have addresses
+  and NodePorts, for TCP.
+
+With STAND_IN_NETWORK=none, and without root, it makes none of these: every pod is well, DNS and Traefik listen on this
+machine. STAND_IN_DNS_PORT and STAND_IN_HTTP_PORT say where, STAND_IN_LATE which parts of k3s take how many seconds
+(`traefik=20`; `metrics-server`: for ever), and STAND_IN_START_SECONDS for how long /readyz fails.
+
+It does not show: https by Traefik, `kubectl exec`, `run -i` and `port-forward`, names of the internet in pods, init
+containers, probes by commands and by what http answers, limits of memory, capabilities, namespaces of processes,
+network policies, rolling updates, the real one's need of a default route, memory and time.
 """
 
 from __future__ import annotations
@@ -26,7 +41,7 @@ def build(to: Path, *, version: str = VERSION, comes_up: bool = True) -> str:
     Args:
         comes_up: Whether `server` works; else it says its version, and fails when it is started.
     """
-    texts = {path.name: path.read_text() for path in sorted(PROGRAM.glob("*.py"))}
+    texts = {path.name: path.read_text() for path in sorted(PROGRAM.glob("*.*"))}
     texts["version.py"] = f"VERSION = {version!r}\nCOMES_UP = {comes_up}\n"
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:

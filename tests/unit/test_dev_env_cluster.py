@@ -39,7 +39,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         f"https-listen-port: '{port}'\ndata-dir: {folder}/data\nbind-address: 127.0.0.1\n"
     )
     command = ["python3", str(folder / "k3s"), "server", "--config", str(folder / "config.yaml")]
-    with subprocess.Popen(command, env={**os.environ, "STAND_IN_HTTP_PORT": str(http_port)}) as process:
+    options = {"STAND_IN_NETWORK": "none", "STAND_IN_HTTP_PORT": str(http_port)}
+    with subprocess.Popen(command, env={**os.environ, **options}) as process:
         end = time.monotonic() + 30
         while not (folder / "k3s.yaml").exists() and time.monotonic() < end:
             assert process.poll() is None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
 from base64 import b64encode
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import TCPServer
+from socketserver import ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.k3s_stand_in.program import protobuf
-from tests.k3s_stand_in.program.controllers import admit, settle
+from tests.k3s_stand_in.program.admission import admit
+from tests.k3s_stand_in.program.controllers import settle, settle_owners
+from tests.k3s_stand_in.program.discovery import described
 from tests.k3s_stand_in.program.objects import (
     GROUP_OF,
     RESOURCES,
@@ -21,56 +24,66 @@ from tests.k3s_stand_in.program.objects import (
     Objects,
     Refused,
     generated,
-    merged,
-    missing,
-    pruned,
     qualified,
     suits,
 )
-from tests.k3s_stand_in.program.version import VERSION
+from tests.k3s_stand_in.program.patches import json_patched, merged, pruned
 
-SERVER = {
-    "major": "1",
-    "minor": "36",
-    "gitVersion": VERSION,
-    "platform": "linux/amd64",
-    "goVersion": "stand-in",
-}
-VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
+# Some lines of what the real one answers at /readyz while it starts.
+READYZ = """\
+[+]ping ok
+[+]log ok
+[+]etcd ok
+[+]poststarthook/start-apiserver-admission-initializer ok
+[+]poststarthook/generic-apiserver-start-informers ok
+[+]poststarthook/priority-and-fairness-config-consumer ok
+[+]poststarthook/start-service-ip-repair-controllers ok
+[-]poststarthook/rbac/bootstrap-roles failed: reason withheld
+[-]poststarthook/scheduling/bootstrap-system-priority-classes failed: reason withheld
+[+]poststarthook/start-cluster-authentication-info-controller ok
+[+]poststarthook/apiservice-registration-controller ok
+[+]autoregister-completion ok
+readyz check failed
+"""
 
 
-def serve(objects: Objects, address: str, port: int, ca: Path, certificate: Path, key: Path) -> ThreadingHTTPServer:
-    """Return a server that listens; whoever shows a certificate of the CA may do everything."""
+class Server(ThreadingTCPServer):
+    """The API of a cluster, whose logs of pods are in a folder.
 
-    class Handler(Api):
-        cluster = objects
+    Attributes:
+        ready_at: Until then, by the monotonic clock, it says that it is starting.
+    """
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
+    daemon_threads = True
+    allow_reuse_address = True
 
-        def server_bind(self) -> None:
-            """Bind without looking for a name of the address, which takes long where no name server answers."""
-            TCPServer.server_bind(self)
-            self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+    def __init__(self, end: tuple[str, int], cluster: Objects, logs: Path, ready_at: float) -> None:
+        super().__init__(end, Api)
+        self.cluster, self.logs, self.ready_at = cluster, logs, ready_at
 
-        def handle_error(self, request: object, client_address: object) -> None:
-            """Keep the journal short: clients end watches when they like."""
+    def trust(self, ca: Path, certificate: Path, key: Path) -> None:
+        """Speak TLS: whoever shows a certificate of the CA may do everything."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.load_verify_locations(ca)
+        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
-    server = Server((address, port), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    context.verify_mode = ssl.CERT_OPTIONAL
-    context.load_verify_locations(ca)
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    return server
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep the journal short: clients end watches when they like."""
 
 
 class Api(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
-    cluster: Objects
+    server: Server
     connection: ssl.SSLSocket
+
+    def setup(self) -> None:
+        """Note the cluster."""
+        super().setup()
+        self.cluster = self.server.cluster
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base class
         """Keep the journal short."""
@@ -82,6 +95,8 @@ class Api(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         try:
+            if url.path == "/readyz" and time.monotonic() < self.server.ready_at:
+                return self.send(500, READYZ.encode(), "text/plain")
             if url.path in ("/readyz", "/livez", "/healthz", "/ping"):
                 return self.text("ok")
             if not self.connection.getpeercert():
@@ -138,7 +153,7 @@ class Api(BaseHTTPRequestHandler):
         if name:
             found = self.cluster.get(key)
             if part == "log":
-                return self.text("the stand-in runs no containers\n")
+                return self.log(found, query.get("container", ""))
             return self.answer(200, scale_of(found) if part == "scale" else found)
         if query.get("watch") in ("true", "1"):
             return self.watch(key, query)
@@ -149,6 +164,12 @@ class Api(BaseHTTPRequestHandler):
         return self.answer(
             200, {"apiVersion": GROUP_OF[resource], "kind": f"{kind}List", "metadata": meta, "items": items}
         )
+
+    def log(self, pod: Object, container: str) -> None:
+        """Answer with what a container wrote."""
+        name = container or pod["spec"]["containers"][0]["name"]
+        file = self.server.logs / pod["metadata"]["uid"] / f"{name}.log"
+        self.text(file.read_text(errors="replace") if file.exists() else "the stand-in runs no process in this pod\n")
 
     def watch(self, key: Key, query: dict[str, str]) -> None:
         """Stream changes."""
@@ -257,6 +278,8 @@ class Api(BaseHTTPRequestHandler):
         if name:
             gone = self.cluster.get(key) if query.get("dryRun") else self.cluster.remove(key)
             settle(self.cluster, key)
+            if resource == "pods":
+                settle_owners(self.cluster, gone)
             return self.answer(200, gone)
         chosen = self.cluster.find(resource, namespace, query.get("labelSelector", ""), query.get("fieldSelector", ""))
         for found in chosen:
@@ -291,91 +314,3 @@ def scale_of(found: Object) -> Object:
         "spec": {"replicas": count},
         "status": {"replicas": count},
     }
-
-
-def json_patched(old: Object, patch: list[Object]) -> Object:
-    """Apply a JSON patch: add, replace and remove."""
-    new: Any = json.loads(json.dumps(old))
-    for step in patch:
-        *path, last = [part.replace("~1", "/").replace("~0", "~") for part in step["path"].split("/")[1:]]
-        at = new
-        for part in path:
-            at = at[int(part)] if isinstance(at, list) else at[part]
-        if isinstance(at, list):
-            if step["op"] == "add":
-                at.insert(len(at) if last == "-" else int(last), step["value"])
-            elif step["op"] == "remove":
-                at.pop(int(last))
-            else:
-                at[int(last)] = step["value"]
-        elif step["op"] == "remove":
-            if last not in at:
-                raise missing(("configmaps", "", step["path"]))
-            del at[last]
-        else:
-            at[last] = step["value"]
-    return dict(new)
-
-
-def described(parts: list[str]) -> Object | None:
-    """Return what the API says of itself, or None when a resource is asked for."""
-    groups = [version for version in RESOURCES if "/" in version]
-    if parts == ["version"]:
-        return dict(SERVER)
-    if parts == ["api"]:
-        return {"kind": "APIVersions", "versions": ["v1"]}
-    if parts == ["apis"]:
-        found = [{"groupVersion": version, "version": version.split("/")[1]} for version in groups]
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [
-            {"name": each["groupVersion"].split("/")[0], "versions": [each], "preferredVersion": each} for each in found]}  # fmt: skip
-    if parts[:2] == ["openapi", "v3"]:
-        return openapi("/".join(parts[2:]))
-    version = parts[1] if parts[0] == "api" else "/".join(parts[1:3])
-    if version not in RESOURCES or len(parts) > (2 if parts[0] == "api" else 3):
-        return None
-    resources = []
-    for name, (kind, namespaced, short) in RESOURCES[version].items():
-        one = {
-            "name": name,
-            "singularName": kind.lower(),
-            "namespaced": namespaced,
-            "kind": kind,
-            "verbs": VERBS,
-            "shortNames": short,
-        }
-        resources.append(one)
-        if version == "apps/v1" and name != "daemonsets":
-            resources.append(
-                {
-                    "name": f"{name}/scale",
-                    "singularName": "",
-                    "namespaced": True,
-                    "group": "autoscaling",
-                    "version": "v1",
-                    "kind": "Scale",
-                    "verbs": ["get", "patch", "update"],
-                }
-            )
-    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
-
-
-def openapi(document: str) -> Object:
-    """Return OpenAPI documents that say no more than that the server validates fields itself."""
-    places = {("api/" if "/" not in version else "apis/") + version: version for version in RESOURCES}
-    if not document:
-        return {"paths": {place: {"serverRelativeURL": f"/openapi/v3/{place}?hash=1"} for place in places}}
-    if document not in places:
-        raise Refused(404, "NotFound", "the server could not find the requested resource")
-    paths = {}
-    group, _, version = places[document].rpartition("/")
-    for name, (kind, namespaced, _) in RESOURCES[places[document]].items():
-        where = f"/{document}/{'namespaces/{namespace}/' if namespaced else ''}{name}/{{name}}"
-        parameters = [
-            {"name": each, "in": "query", "schema": {"type": "string"}}
-            for each in ("fieldValidation", "dryRun", "fieldManager")
-        ]
-        gvk = {"group": group, "version": version, "kind": kind}
-        paths[where] = {
-            "patch": {"parameters": parameters, "x-kubernetes-group-version-kind": gvk, "x-kubernetes-action": "patch"}
-        }
-    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": paths}

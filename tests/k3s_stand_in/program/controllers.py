@@ -1,62 +1,23 @@
-"""What a control plane makes of objects: everything is well at once, without a container anywhere."""
+"""What controllers make of objects: workloads get pods, services get endpoints. The kubelet says how the pods are."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
+import json
 from typing import Any
 
-from tests.k3s_stand_in.program.objects import Key, Object, Objects, Refused, now
-from tests.k3s_stand_in.program.version import VERSION
+from tests.k3s_stand_in.program.admission import admit
+from tests.k3s_stand_in.program.objects import Key, Object, Objects, now
+from tests.k3s_stand_in.program.services import is_ready, pods_of
 
-NODE_PORTS = range(30000, 32768)
-NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
-PARTS = {"coredns": "coredns", "traefik": "traefik", "metrics-server": "metrics-server",
-         "local-path-provisioner": "local-storage"}  # fmt: skip
+WORKLOADS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}
+TEMPLATE = "pod-template-hash"
 
 
-def condition(kind: str, status: str = "True", reason: str = "Simulated") -> Object:
+def condition(kind: str, good: bool = True, reason: str = "", message: str = "") -> Object:
     """Return a condition of a status."""
-    return {"type": kind, "status": status, "reason": reason, "lastTransitionTime": now(), "lastUpdateTime": now()}
-
-
-def first_objects(objects: Objects, node: str, address: str, disabled: set[str], http_port: int) -> None:
-    """Make what a new k3s cluster has, and report as the kubelet does at every start."""
-    for name in NAMESPACES:
-        ensure(objects, "namespaces", "", name, "v1", "Namespace", {"spec": {"finalizers": ["kubernetes"]}})
-    status = {
-        "conditions": [condition("Ready", reason="KubeletReady")],
-        "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": node}],
-        "nodeInfo": {
-            "kubeletVersion": VERSION,
-            "containerRuntimeVersion": "containerd://stand-in",
-            "bootID": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        },
-    }
-    ensure(objects, "nodes", "", node, "v1", "Node", {"spec": {}})
-    set_status(objects, ("nodes", "", node), status)
-    spec = {"type": "ClusterIP", "ports": [{"name": "https", "port": 443, "targetPort": 6443, "protocol": "TCP"}]}
-    ensure(objects, "services", "default", "kubernetes", "v1", "Service", {"spec": spec})
-    for part in (part for part, name in PARTS.items() if name not in disabled):
-        labels = {"app": part}
-        template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": part, "image": part}]}}
-        deployment = {"spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}}
-        ensure(objects, "deployments", "kube-system", part, "apps/v1", "Deployment", deployment)
-    if "traefik" not in disabled:
-        ports = [
-            {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
-            for name, port in (("web", http_port), ("websecure", 443))
-        ]
-        service = {"spec": {"type": "LoadBalancer", "selector": {"app": "traefik"}, "ports": ports}}
-        ensure(objects, "services", "kube-system", "traefik", "v1", "Service", service)
-        ensure(
-            objects,
-            "ingressclasses",
-            "",
-            "traefik",
-            "networking.k8s.io/v1",
-            "IngressClass",
-            {"spec": {"controller": "traefik.io/ingress-controller"}},
-        )
+    found = {"type": kind, "status": str(good), "lastTransitionTime": now(), "lastUpdateTime": now()}
+    return {**found, **({"reason": reason} if reason else {}), **({"message": message} if message else {})}
 
 
 def ensure(objects: Objects, resource: str, namespace: str, name: str, version: str, kind: str, rest: Object) -> None:
@@ -73,78 +34,33 @@ def ensure(objects: Objects, resource: str, namespace: str, name: str, version: 
     settle(objects, key)
 
 
-def admit(objects: Objects, key: Key, wanted: Object) -> None:
-    """Fill in what the API server fills in before it stores an object.
-
-    Raises:
-        Refused: It is not valid.
-    """
-    resource, namespace, _ = key
-    if namespace and ("namespaces", "", namespace) not in objects.objects:
-        raise Refused(404, "NotFound", f'namespaces "{namespace}" not found')
-    spec = wanted.get("spec", {})
-    if resource == "namespaces":
-        wanted["status"] = {"phase": "Active"}
-    if resource == "secrets":
-        wanted.setdefault("type", "Opaque")
-    if resource == "services":
-        admit_service(objects, key, spec)
-    if resource in ("deployments", "statefulsets", "replicasets"):
-        spec.setdefault("replicas", 1)
-
-
-def admit_service(objects: Objects, key: Key, spec: Object) -> None:
-    """Give a service its address and its NodePorts."""
-    old = objects.objects.get(key, {}).get("spec", {})
-    services = {other: found for other, found in objects.objects.items() if other[0] == "services" and other != key}
-    spec.setdefault("type", "ClusterIP")
-    if spec["type"] != "ExternalName" and not spec.get("clusterIP"):
-        used = {found["spec"].get("clusterIP") for found in services.values()}
-        spec["clusterIP"] = old.get("clusterIP") or next(
-            address for number in range(1, 60000) if (address := f"10.43.{number >> 8}.{number & 255}") not in used
-        )
-    taken = {port.get("nodePort") for found in services.values() for port in found["spec"].get("ports", [])}
-    for port in spec.get("ports") or []:
-        port.setdefault("protocol", "TCP")
-        port.setdefault("targetPort", port["port"])
-        if spec["type"] in ("NodePort", "LoadBalancer"):
-            before = next((each.get("nodePort") for each in old.get("ports", []) if each["port"] == port["port"]), None)
-            number = port.get("nodePort") or before or next(free for free in NODE_PORTS if free not in taken)
-            if number in taken or number not in NODE_PORTS:
-                text = (
-                    "provided port is already allocated"
-                    if number in taken
-                    else "provided port is not in the valid range"
-                )
-                raise Refused(
-                    422,
-                    "Invalid",
-                    f'Service "{key[2]}" is invalid: spec.ports[0].nodePort: Invalid value: {number}: {text}',
-                )
-            port["nodePort"] = number
-            taken.add(number)
-
-
 def settle(objects: Objects, key: Key) -> None:
-    """Let the controllers do their part after an object was stored."""
+    """Let the controllers do their part after an object was stored or removed."""
     resource, namespace, _ = key
     found = objects.objects.get(key)
-    if not found:
-        return
-    if resource in ("deployments", "statefulsets", "daemonsets"):
+    if found and resource in WORKLOADS.values():
         settle_workload(objects, key)
-    elif resource == "jobs":
+    elif found and resource == "jobs":
         set_status(objects, key, {"succeeded": 1, "conditions": [condition("Complete")], "completionTime": now()})
-    elif resource == "persistentvolumeclaims":
+    elif found and resource == "persistentvolumeclaims":
         set_status(objects, key, {"phase": "Bound"})
-    elif resource == "services" and found["spec"].get("type") == "LoadBalancer":
+    elif found and resource == "services" and found["spec"].get("type") == "LoadBalancer":
         node = objects.find("nodes")[0]["status"]["addresses"][0]["address"]
         set_status(objects, key, {"loadBalancer": {"ingress": [{"ip": node}]}})
-    elif resource == "namespaces" and ("serviceaccounts", key[2], "default") not in objects.objects:
+    elif found and resource == "namespaces":
         ensure(objects, "serviceaccounts", key[2], "default", "v1", "ServiceAccount", {})
-    if resource in ("services", "pods", "deployments", "statefulsets", "daemonsets"):
+    if resource in ("services", "pods", *WORKLOADS.values()):
         for service in objects.find("services", namespace):
             settle_endpoints(objects, service)
+
+
+def settle_owners(objects: Objects, pod: Object) -> None:
+    """Let those see a pod that count it: it has changed, or is gone."""
+    meta = pod["metadata"]
+    for owner in meta.get("ownerReferences", []):
+        if owner["kind"] in WORKLOADS:
+            settle(objects, (WORKLOADS[owner["kind"]], meta["namespace"], owner["name"]))
+    settle(objects, ("pods", meta["namespace"], meta["name"]))
 
 
 def set_status(objects: Objects, key: Key, wanted: Object) -> None:
@@ -163,86 +79,56 @@ def timeless(value: Any) -> Any:
 
 
 def settle_workload(objects: Objects, key: Key) -> None:
-    """Give a workload its pods, all of them ready."""
+    """Give a workload its pods, new ones for another template, and count them."""
     resource, namespace, name = key
     found = objects.get(key)
-    spec, template = found["spec"], found["spec"]["template"]
-    count = 1 if resource == "daemonsets" else spec.get("replicas", 1)
-    owner = {
-        "apiVersion": found["apiVersion"],
-        "kind": found["kind"],
-        "name": name,
-        "uid": found["metadata"]["uid"],
-        "controller": True,
-    }
-    mine = [
-        pod
-        for pod in objects.find("pods", namespace)
-        if owner["uid"] in [each["uid"] for each in pod["metadata"].get("ownerReferences", [])]
-    ]
-    for pod in mine:
-        if int(pod["metadata"]["name"].rsplit("-", 1)[1]) >= count:
-            objects.remove(("pods", namespace, pod["metadata"]["name"]))
-    for number in range(count):
-        meta = {
-            **template.get("metadata", {}),
-            "name": f"{name}-{number}",
-            "namespace": namespace,
-            "ownerReferences": [owner],
-        }
-        containers = [
-            {
-                "name": each["name"],
-                "ready": True,
-                "restartCount": 0,
-                "image": each.get("image"),
-                "imageID": "",
-                "state": {"running": {"startedAt": now()}},
-            }
-            for each in template["spec"].get("containers", [])
-        ]
-        state = {
-            "phase": "Running",
-            "podIP": f"10.42.0.{10 + number}",
-            "conditions": [condition("Ready"), condition("PodScheduled")],
-            "containerStatuses": containers,
-        }
-        before = objects.objects.get(("pods", namespace, meta["name"]), {})
-        if before.get("spec") != template["spec"]:
-            objects.put(
-                ("pods", namespace, meta["name"]),
-                {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"], "status": state},
-            )
-    numbers = {"observedGeneration": objects.get(key)["metadata"]["generation"]}
-    names: tuple[str, ...] = ("replicas", "readyReplicas", "availableReplicas", "updatedReplicas")
-    if resource == "daemonsets":
-        names = (
-            "desiredNumberScheduled",
-            "numberReady",
-            "numberAvailable",
-            "updatedNumberScheduled",
-            "currentNumberScheduled",
-        )
-    numbers |= dict.fromkeys(names, count)
-    extra = (
-        {"currentRevision": "1", "updateRevision": "1", "currentReplicas": count} if resource == "statefulsets" else {}
-    )
-    conditions = [
-        condition("Available", reason="MinimumReplicasAvailable"),
-        condition("Progressing", reason="NewReplicaSetAvailable"),
-    ]
-    set_status(objects, key, {**numbers, **extra, "conditions": conditions})
+    template = found["spec"]["template"]
+    count = 1 if resource == "daemonsets" else found["spec"].get("replicas", 1)
+    digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
+    wanted = {f"{name}-{number}" for number in range(count)}
+    uid = found["metadata"]["uid"]
+    for pod in objects.find("pods", namespace):
+        meta = pod["metadata"]
+        mine = uid in [each["uid"] for each in meta.get("ownerReferences", [])]
+        if mine and (meta["name"] not in wanted or meta["labels"].get(TEMPLATE) != digest):
+            objects.remove(("pods", namespace, meta["name"]))
+    owner = {"apiVersion": found["apiVersion"], "kind": found["kind"], "name": name, "uid": uid, "controller": True}
+    for pod_name in sorted(wanted):
+        if ("pods", namespace, pod_name) not in objects.objects:
+            meta = template.get("metadata", {})
+            meta = {**meta, "labels": {**(meta.get("labels") or {}), TEMPLATE: digest}, "ownerReferences": [owner],
+                    "name": pod_name, "namespace": namespace}  # fmt: skip
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
+            objects.put(("pods", namespace, pod_name), {**pod, "status": {"phase": "Pending"}})
+    ready = sum(is_ready(objects.objects["pods", namespace, each]) for each in wanted)
+    count_pods(objects, key, count, ready)
+
+
+def count_pods(objects: Objects, key: Key, count: int, ready: int) -> None:
+    """Say how many pods a workload has, and whether they are enough."""
+    numbers: Object = {"observedGeneration": objects.get(key)["metadata"]["generation"]}
+    if key[0] == "daemonsets":
+        numbers |= dict.fromkeys(("desiredNumberScheduled", "updatedNumberScheduled", "currentNumberScheduled"), count)
+        numbers |= {"numberReady": ready, "numberAvailable": ready, "numberUnavailable": count - ready}
+    else:
+        numbers |= {"replicas": count, "updatedReplicas": count, "readyReplicas": ready, "availableReplicas": ready}
+    if key[0] == "statefulsets":
+        numbers |= {"currentRevision": "1", "updateRevision": "1", "currentReplicas": count}
+    good = ready == count
+    reasons = ("MinimumReplicasAvailable", "NewReplicaSetAvailable") if good else (
+        "MinimumReplicasUnavailable", "ReplicaSetUpdated")  # fmt: skip
+    conditions = [condition("Available", good, reasons[0]), condition("Progressing", reason=reasons[1])]
+    set_status(objects, key, {**numbers, "conditions": conditions})
 
 
 def settle_endpoints(objects: Objects, service: Object) -> None:
     """Say which pods stand behind a service."""
-    meta, selector = service["metadata"], service["spec"].get("selector")
-    if not selector:
+    meta = service["metadata"]
+    if not service["spec"].get("selector"):
         return
-    labels = ",".join(f"{key}={value}" for key, value in selector.items())
     ends = [
-        {"addresses": [pod["status"]["podIP"]], "conditions": {"ready": True}}
-        for pod in objects.find("pods", meta["namespace"], labels)
+        {"addresses": [pod["status"]["podIP"]], "conditions": {"ready": is_ready(pod)}}
+        for pod in pods_of(objects, service)
     ]
     owner = {"apiVersion": "v1", "kind": "Service", "name": meta["name"], "uid": meta["uid"]}
     wanted = {

@@ -213,38 +213,6 @@ def suits(found: Object, labels: str, fields: str) -> bool:
     return True
 
 
-def merged(old: Any, new: Any, *, by_name: bool = False) -> Any:
-    """Lay a merge patch over a value (RFC 7396); lists of named things by their names if asked so."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        result = dict(old)
-        for key, value in new.items():
-            if value is None:
-                result.pop(key, None)
-            else:
-                result[key] = merged(old.get(key), value, by_name=by_name)
-        return result
-    if by_name and isinstance(old, list) and isinstance(new, list) and new and all(map(_named, [*old, *new])):
-        kept = {each["name"]: each for each in old}
-        for each in new:
-            kept[each["name"]] = merged(kept.get(each["name"]), each, by_name=True)
-        return list(kept.values())
-    if isinstance(new, dict):
-        return merged({}, new, by_name=by_name)
-    return new
-
-
-def _named(value: object) -> bool:
-    return isinstance(value, dict) and "name" in value
-
-
-def pruned(live: Any, before: Any, wanted: Any) -> Any:
-    """Remove from an object what its applier set before and does not want any more."""
-    if not (isinstance(live, dict) and isinstance(before, dict) and isinstance(wanted, dict)):
-        return live
-    kept = {key: value for key, value in live.items() if key not in before or key in wanted}
-    return {key: pruned(value, before.get(key), wanted.get(key)) for key, value in kept.items()}
-
-
 def generated(prefix: str) -> str:
     """Return a name for `generateName`."""
     return prefix + secrets.token_hex(3)[:5]

@@ -42,7 +42,8 @@ def names_in(archive: Path) -> list[str]:
 @contextmanager
 def _unpacked(archive: Path) -> Iterator[IO[bytes]]:
     """Yield an archive's bytes; tarfile reads all compressions but zstd by itself."""
-    with archive.open("rb") as file:
+    # Unbuffered: another process reads on from where this one is.
+    with archive.open("rb", buffering=0) as file:
         compressed = file.read(4) == b"\x28\xb5\x2f\xfd"
         file.seek(0)
         if not compressed:

@@ -35,6 +35,8 @@ WAIT_SECONDS = 2700.0
 PROBE_SECONDS = 5.0
 POLL_SECONDS = 2.0
 SAY_EVERY_SECONDS = 30.0
+LINE = 100
+"""Characters that fit a console, with what stands around them."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,10 @@ def _settings() -> _Settings:
 
 def _brief(error: Failure) -> str:
     """Return why something failed, in a line that fits a console."""
-    lines = str(error).splitlines() or [""]
-    return "it has not begun" if "no such file" in lines[-1].lower() else lines[0][:100]
+    line = (str(error).splitlines() or [""])[-1]
+    # What kubectl says of a kubeconfig that is not there yet.
+    unborn = "no such file" in line.lower() or "current-context must exist" in line
+    return "it has not begun" if unborn else line[:LINE]
 
 
 def _checks_lack(status: int, text: str) -> str:

@@ -1,0 +1,190 @@
+"""The images that are there, as containerd keeps them: names, labels, and unpacked layers."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+MANAGED = {"io.cri-containerd.image": "managed"}
+PINNED = "io.cri-containerd.pinned"
+OF_AGENT = {"io.cattle.k3s.pinned": "pinned", PINNED: "pinned"}
+"""What k3s pins images with that it imports from its own folder."""
+PAUSE = "rancher/mirrored-pause"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A name of an image, and what it names.
+
+    Attributes:
+        id: The digest of its configuration; images are the same that have the same.
+        config: `config` of its configuration: Cmd, Entrypoint, Env.
+    """
+
+    name: str
+    id: str
+    digest: str
+    size: int
+    labels: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+class Images:
+    """All images of one data folder; several programs may use it at once."""
+
+    def __init__(self, data: Path) -> None:
+        self.archives = data / "agent" / "images"
+        self._folder = data / "agent" / "containerd"
+        self._file = self._folder / "images.json"
+
+    @contextmanager
+    def changing(self) -> Iterator[dict[str, Image]]:
+        """Yield all by name, to be changed; layers that no name needs any more are removed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = {image.name: image for image in self.all()}
+            yield found
+            beside = self._file.with_suffix(".new")
+            beside.write_text(json.dumps([asdict(image) for _, image in sorted(found.items())]))
+            beside.replace(self._file)
+            kept = {self.layers(image) for image in found.values()}
+            for layers in set((self._folder / "layers").glob("*")) - kept:
+                shutil.rmtree(layers)
+
+    def all(self) -> list[Image]:
+        """Return all names, those that are only an ID among them."""
+        return [Image(**each) for each in json.loads(self._file.read_text())] if self._file.exists() else []
+
+    def find(self, name: str) -> Image | None:
+        """Return the image that a pod names."""
+        return next((image for image in self.all() if image.name == full(name)), None)
+
+    def layers(self, image: Image) -> Path:
+        """Return where the layers of an image are unpacked, if it has some."""
+        return self._folder / "layers" / image.id.removeprefix("sha256:")
+
+    def lacks_pause(self) -> bool:
+        """Tell whether the image is gone that every pod needs; it is not asked for where none was ever there."""
+        had = (self._folder / "had-pause").exists()
+        return had and not any(f"/{PAUSE}:" in image.name for image in self.all())
+
+    def import_archive(self, archive: bytes, labels: dict[str, str] | None = None) -> list[str]:
+        """Take in the images of an archive of `docker save`, perhaps compressed; returns their names.
+
+        Raises:
+            ValueError: It is no such archive.
+        """
+        names = []
+        try:
+            with tarfile.open(fileobj=BytesIO(expanded(archive))) as found, self.changing() as images:
+                for entry in json.loads(member(found, "manifest.json")):
+                    image = self._take(found, entry, len(archive))
+                    for name in map(full, entry["RepoTags"]):
+                        images[name] = Image(**{**asdict(image), "name": name, "labels": MANAGED | (labels or {})})
+                        names.append(name)
+                    images[image.id] = image
+        except (tarfile.TarError, KeyError, OSError, subprocess.CalledProcessError) as error:
+            raise ValueError(f"unrecognized image format: {error}") from error
+        if labels and any(f"/{PAUSE}:" in name for name in names):
+            (self._folder / "had-pause").touch()
+        return names
+
+    def import_all(self) -> None:
+        """Take in the archives of the agent's folder; each once only, where `.cache.json` says so."""
+        cache = self.archives / ".cache.json"
+        done = json.loads(cache.read_text() or "{}") if cache.exists() else {}
+        for path in sorted(self.archives.glob("*.tar*")):
+            known = [path.stat().st_size, path.stat().st_mtime_ns]
+            if done.get(path.name) != known:
+                self.import_archive(path.read_bytes(), OF_AGENT)
+                done[path.name] = known
+        if cache.exists():
+            cache.write_text(json.dumps(done))
+
+    def _take(self, archive: tarfile.TarFile, entry: dict[str, Any], size: int) -> Image:
+        try:
+            text = member(archive, entry["Config"])
+        except KeyError:
+            text = json.dumps(entry).encode()  # images that are names only
+        digest = hashlib.sha256(text).hexdigest()
+        content = json.loads(text).get("config") or {}
+        manifest = hashlib.sha256(json.dumps(entry).encode() + text).hexdigest()
+        image = Image(f"sha256:{digest}", f"sha256:{digest}", f"sha256:{manifest}", size, MANAGED, content)
+        if entry["Layers"] and not self.layers(image).exists():
+            self._unpack([member(archive, name) for name in entry["Layers"]], self.layers(image))
+        return image
+
+    def _unpack(self, layers: list[bytes], to: Path) -> None:
+        beside = self._folder / "unpacking"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        for layer in layers:
+            unpack(layer, beside)
+        to.parent.mkdir(exist_ok=True)
+        beside.replace(to)
+
+
+def full(name: str) -> str:
+    """Return the whole name of an image: registry, repository and tag."""
+    first, _, rest = name.partition("/")
+    if not rest:
+        name = f"docker.io/library/{name}"
+    elif "." not in first and ":" not in first and first != "localhost":
+        name = f"docker.io/{name}"
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def expanded(archive: bytes) -> bytes:
+    """Return an archive without its compression."""
+    if archive[:2] == b"\x1f\x8b":
+        return gzip.decompress(archive)
+    if archive[:4] == b"\x28\xb5\x2f\xfd":
+        return subprocess.run(["zstd", "-dc"], input=archive, capture_output=True, check=True).stdout
+    return archive
+
+
+def member(archive: tarfile.TarFile, name: str) -> bytes:
+    """Return a file of an archive.
+
+    Raises:
+        KeyError: It is not there.
+    """
+    stream = archive.extractfile(name)
+    if not stream:
+        raise KeyError(name)
+    return stream.read()
+
+
+def unpack(layer: bytes, to: Path) -> None:
+    """Lay a layer over a folder; what it marks as removed goes."""
+    with tarfile.open(fileobj=BytesIO(layer)) as archive:
+        # The layers are the tests' own. Pythons before 3.12 know no filters.
+        archive.extraction_filter = lambda found, _: found
+        for each in archive:
+            path = to / each.name
+            if path.name == ".wh..wh..opq":
+                for old in path.parent.iterdir():
+                    _remove(old)
+            elif path.name.startswith(".wh."):
+                _remove(path.with_name(path.name[4:]))
+            else:
+                archive.extract(each, to)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
