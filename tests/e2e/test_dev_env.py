@@ -8,40 +8,38 @@ The tests after the build share one machine, which boots twice: they run in the 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
-import os
 import re
 import shlex
 import signal
-import subprocess
-import threading
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import paramiko
 import pytest
-import zstandard
 
+from tests.e2e.dev_env import (
+    BUILD_SECONDS,
+    COMMAND_SECONDS,
+    K3S,
+    REAL,
+    Running,
+    answers,
+    kubectl,
+    mirrored_digests,
+    served,
+    shared,
+    stand_in_mirror,
+    until,
+    with_k3s,
+)
 from tests.k3s_stand_in import NEWER, VERSION, build
 from tests.sandbox import Done, Sandbox, copy_project
-from tests.tools import free_port, image_archive, pinned_tools, update_bundle
+from tests.tools import free_port, update_bundle
 from vmimage import PROJECT
-from vmimage.access.known_hosts import host_name, known_keys
 from vmimage.vm.forwards import FORWARDS
 from vmimage.vm.ssh import connect, make_key
 
-REAL = os.environ.get("VMIMAGE_TEST_REAL_K3S", "")
-K3S = (REAL and os.environ.get("VMIMAGE_TEST_K3S_VERSION")) or VERSION
-# The real k3s takes ten minutes to be ready where it is emulated on two cores, and pods take one to start.
-BOOT_SECONDS = 3000.0 if REAL else 420.0
-BUILD_SECONDS = 4 * 3600 if REAL else 1500
-COMMAND_SECONDS = 600 if REAL else 60
 HELLO = "/usr/local/share/dev-env/charts/hello"
 USER_DATA = "#cloud-config\nwrite_files: [{path: /etc/from-user-data, content: here}]\n"
 # Prints the names of files in /home/dev/src of which inotify tells, until it is ended.
@@ -55,39 +53,6 @@ while data := os.read(fd, 4096):
     (size,) = struct.unpack_from("I", data, 12)
     print(data[16 : 16 + size].rstrip(b"\\0").decode(), flush=True)
 """
-
-
-def stand_in_mirror(folder: Path) -> dict[str, str]:
-    """Fill a mirror with the stand-in and an archive of two images; returns the digests of the pins."""
-    folder.mkdir()
-    # Without pause, no new pod starts; of the other, nothing does.
-    archive = image_archive({"docker.io/rancher/mirrored-pause:3.6": [], "docker.io/rancher/stand-in:1": []})
-    images = zstandard.compress(archive)
-    (folder / f"k3s-airgap-images-{VERSION}-amd64").write_bytes(images)
-    return {"k3s": build(folder / f"k3s-{VERSION}-amd64"), "k3s-airgap-images": hashlib.sha256(images).hexdigest()}
-
-
-def mirrored_digests(mirror: str, version: str) -> dict[str, str]:
-    """Return the digests of k3s's files in a mirror, whatever they are."""
-    found = {}
-    for pin in ("k3s", "k3s-airgap-images"):
-        name = f"{pin}-{version}-amd64"
-        digest = hashlib.sha256()
-        url = f"{mirror.rstrip('/')}/{urllib.parse.quote(name)}" if "://" in mirror else (Path(mirror) / name).as_uri()
-        with urllib.request.urlopen(url, timeout=60) as file:  # noqa: S310 - what the tester named
-            while data := file.read(1 << 20):
-                digest.update(data)
-        found[pin] = digest.hexdigest()
-    return found
-
-
-def with_k3s(text: str, version: str, digests: dict[str, str]) -> str:
-    """Return images.yaml with other pins of k3s."""
-    for pin, digest in digests.items():
-        pattern = rf"(\n  {pin}:\n    version: )\S+(\n.*?amd64: )[0-9a-f]{{64}}"
-        text, changed = re.subn(pattern, rf"\g<1>{version}\g<2>{digest}", text, count=1, flags=re.DOTALL)
-        assert changed
-    return text
 
 
 @pytest.fixture(scope="module")
@@ -126,55 +91,6 @@ def test_dev_env_is_built_verified_and_released(dev_env: Done) -> None:
     assert outcomes["base"] == "unchanged, from the cache"
 
 
-@dataclass(frozen=True)
-class Running:
-    """A machine that `invoke run` started."""
-
-    place: Sandbox
-    ports: dict[str, int]
-    key: Path
-    kubeconfig: Path
-
-    def log_in(self) -> list[str]:
-        """Return the options with which `invoke` commands log in."""
-        return [f"--ssh-port={self.ports['ssh']}", f"--ssh-key={self.key}"]
-
-    def known(self) -> dict[str, str]:
-        """Return its host keys, as far as the place knows them."""
-        name = host_name("127.0.0.1", self.ports["ssh"])
-        keys = known_keys(self.place.state / "known_hosts", name)
-        return {key.get_name(): key.get_base64() for key in keys}
-
-    def guest(self, command: str) -> Done:
-        """Run a command in the machine."""
-        with connect(self.ports["ssh"], "dev", self.key) as client:
-            _, stdout, stderr = client.exec_command(command, timeout=BOOT_SECONDS)
-            out, err = stdout.read().decode(), stderr.read().decode()
-            return Done(stdout.channel.recv_exit_status(), out, err)
-
-    def said(self, command: str) -> str:
-        """Run a command in the machine that works; returns its output."""
-        done = self.guest(command)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def put(self, file: Path, to: str) -> None:
-        """Copy a file into the machine by sftp."""
-        with connect(self.ports["ssh"], "dev", self.key) as client, client.open_sftp() as sftp:
-            sftp.put(str(file), to)
-
-    def page(self, host: str) -> str:
-        """Return what the host gets at http://HOST:PORT/."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.ports["http"], timeout=10)
-        try:
-            connection.request("GET", "/", headers={"Host": f"{host}:{self.ports['http']}"})
-            return connection.getresponse().read().decode()
-        except (OSError, http.client.HTTPException) as error:
-            return str(error)
-        finally:
-            connection.close()
-
-
 @pytest.fixture(scope="module")
 def machine(dev_env: Done, place: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A machine with a seed of `invoke seed`, and a disk that keeps changes."""
@@ -203,30 +119,6 @@ def machine(dev_env: Done, place: Sandbox, tmp_path_factory: pytest.TempPathFact
     assert ended == 128 + signal.SIGTERM
     assert place.nothing_runs(), place.processes()
     assert not list((place.cache / "work").iterdir())
-
-
-def until(done: Callable[[], bool], *, seen: Callable[[], object] = lambda: "") -> None:
-    """Wait until something is true; `seen` tells what there is instead."""
-    end = time.monotonic() + BOOT_SECONDS
-    while not done():
-        assert time.monotonic() < end, f"not within {BOOT_SECONDS:.0f} s: {seen()}"
-        time.sleep(0.5)
-
-
-def answers(running: Running, process: subprocess.Popen[str]) -> bool:
-    assert process.poll() is None, process.stderr and process.stderr.read()
-    try:
-        return running.guest("true").returncode == 0
-    except (OSError, EOFError, paramiko.SSHException):
-        return False
-
-
-def kubectl(machine: Running, folder: Path, *arguments: str) -> str:
-    """Run the host's real kubectl, in the machine's context."""
-    argv = [str(pinned_tools(folder) / "kubectl"), "--kubeconfig", str(machine.kubeconfig), "--context=dev-env"]
-    done = subprocess.run([*argv, *arguments], capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def test_seed_gives_the_machine_its_key_its_name_and_user_data(machine: Running) -> None:
@@ -262,34 +154,6 @@ def test_another_key_than_that_of_its_console_is_refused(machine: Running) -> No
     assert "another machine than that of --host-key answers" in done.stderr
 
 
-@contextmanager
-def shared(machine: Running, folder: Path, *options: str) -> Iterator[Callable[[str], None]]:
-    """Share a directory; yields what waits until `invoke share` has said something."""
-    process = machine.place.start("share", str(folder), *options, *machine.log_in())
-    watchdog = threading.Timer(BOOT_SECONDS, process.kill)
-    watchdog.start()
-    assert process.stdout
-    assert process.stderr
-    lines = process.stdout
-
-    def said(text: str) -> None:
-        for line in lines:
-            if text in line:
-                return
-        pytest.fail(f"it never said {text!r}")
-
-    try:
-        with process.stdout, process.stderr:
-            said("Ctrl-C unmounts it")
-            yield said
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.wait()
-
-
 @dataclass(frozen=True)
 class Frontend:
     """The profile `frontend`, whose files are in a directory of this host."""
@@ -308,11 +172,6 @@ def frontend(machine: Running, tmp_path_factory: pytest.TempPathFactory) -> Iter
     machine.said("dev-env up frontend")
     with shared(machine, folder, "/home/dev/src", "--notify") as said:
         yield Frontend(page, said)
-
-
-def served(machine: Running, text: str, host: str = "frontend.localhost") -> None:
-    """Wait until the host gets a page."""
-    until(lambda: machine.page(host) == text, seen=lambda: machine.page(host))
 
 
 def test_what_is_shared_after_up_is_served_on_the_host_by_name(machine: Running, frontend: Frontend) -> None:

@@ -1,11 +1,15 @@
-"""A small project to plan and fetch in, beside the real one."""
+"""A small project to plan and fetch in, beside the real one; and a shared directory."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.sftp_client import Client, served
+from vmimage.access.confined import Folder
 
 IMAGES = """\
 default: small
@@ -63,3 +67,20 @@ def project(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
     return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A shared directory, and beside it what nobody may see."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "file").write_text("content")
+    return root
+
+
+@pytest.fixture
+def client(root: Path) -> Iterator[Client]:
+    with served(Folder(root)) as (client, _):
+        yield client

@@ -33,21 +33,31 @@ def ctr(data: Path, arguments: list[str]) -> None:
         for name in import_file(images, names[0]):
             print(f"{name} saved")
     elif what == "label":
-        with images.changing() as found:
-            image = found.get(names[0]) or sys.exit(f'ctr: image "{names[0]}": not found')
-            labels = dict(each.partition("=")[::2] for each in names[1:])
-            kept = {key: value for key, value in {**image.labels, **labels}.items() if value}
-            found[image.name] = replace(image, labels=kept)
-            print(labels_text(found[image.name]))
+        label(images, *names)
     elif what in ("rm", "remove", "delete", "del"):
-        with images.changing() as found:
-            for name in names:
-                if found.pop(name, None):
-                    print(name)
-                else:
-                    print(f'ERRO[0000] unable to delete {name} error="image \\"{name}\\": not found"', file=sys.stderr)
+        remove_names(images, names)
     else:
         sys.exit(f"the stand-in's ctr does not know images {what}")
+
+
+def label(images: Images, name: str, *wanted: str) -> None:
+    """Set labels of an image; an empty value removes one."""
+    with images.changing() as found:
+        image = found.get(name) or sys.exit(f'ctr: image "{name}": not found')
+        labels = dict(each.partition("=")[::2] for each in wanted)
+        kept = {key: value for key, value in {**image.labels, **labels}.items() if value}
+        found[image.name] = replace(image, labels=kept)
+        print(labels_text(found[image.name]))
+
+
+def remove_names(images: Images, names: list[str]) -> None:
+    """Remove images by their names."""
+    with images.changing() as found:
+        for name in names:
+            if found.pop(name, None):
+                print(name)
+            else:
+                print(f'ERRO[0000] unable to delete {name} error="image \\"{name}\\": not found"', file=sys.stderr)
 
 
 def import_file(images: Images, path: str) -> list[str]:

@@ -189,6 +189,11 @@ def without_revision(found: Object) -> Object:
 
 def suits(found: Object, labels: str, fields: str) -> bool:
     """Tell whether an object is selected."""
+    return labels_suit(found, labels) and fields_suit(found, fields)
+
+
+def labels_suit(found: Object, labels: str) -> bool:
+    """Tell whether an object has the labels of a selector."""
     own = found["metadata"].get("labels") or {}
     for part in re.split(r",(?![^(]*\))", labels) if labels else []:
         match = re.fullmatch(r"\s*(!?)([^\s!=(]+)\s*(?:(==|=|!=)\s*(\S*)|(in|notin)\s*\(([^)]*)\))?\s*", part)
@@ -203,6 +208,11 @@ def suits(found: Object, labels: str, fields: str) -> bool:
             good = (key in own) == (not negated)
         if not good:
             return False
+    return True
+
+
+def fields_suit(found: Object, fields: str) -> bool:
+    """Tell whether an object has the fields of a selector."""
     for part in fields.split(",") if fields else []:
         key, sign, value = re.split(r"(!=|==|=)", part, maxsplit=1)
         at: Any = found

@@ -1,0 +1,185 @@
+"""The SFTP service in hostile hands: nothing outside of the directory is reached, and nothing stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from paramiko import sftp
+from paramiko.message import Message
+
+from tests.sftp_client import Client, served
+from vmimage.access.confined import Folder, outward_links
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret/key",
+        "/../secret/key",
+        "sub/../../secret/key",
+        "sub/../file",
+        "..",
+        "out/key",
+        "chain/key",
+        "absolute",
+    ],
+)
+def test_nothing_outside_is_served(root: Path, path: str) -> None:
+    (root / "out").symlink_to("../secret")
+    (root / "chain").symlink_to("out")
+    (root / "absolute").symlink_to(root.parent / "secret" / "key")
+    name = path.encode()
+    with served(Folder(root)) as (client, changed):
+        refused = {sftp.SFTP_NO_SUCH_FILE, sftp.SFTP_PERMISSION_DENIED}
+        for flags in (sftp.SFTP_FLAG_READ, sftp.SFTP_FLAG_WRITE, sftp.SFTP_FLAG_WRITE | sftp.SFTP_FLAG_CREATE):
+            assert client.status(sftp.CMD_OPEN, name, flags, 0) in refused
+        assert client.status(sftp.CMD_OPENDIR, name) in refused
+        assert client.status(sftp.CMD_SETSTAT, name, 1, 0, 0) in refused, "truncated"
+        if path != "absolute":  # that one is seen as the link that it is
+            for kind in (sftp.CMD_STAT, sftp.CMD_LSTAT, sftp.CMD_READLINK, sftp.CMD_REMOVE, sftp.CMD_RMDIR):
+                assert client.status(kind, name) in refused
+            assert client.status(sftp.CMD_RENAME, name, b"stolen") in refused
+            assert client.status(sftp.CMD_RENAME, b"file", name) in refused
+            assert client.status(sftp.CMD_EXTENDED, b"hardlink@openssh.com", name, b"stolen") in refused
+            assert client.status(sftp.CMD_SYMLINK, b"x", name) in refused
+            assert client.status(sftp.CMD_MKDIR, name, 0) in refused
+        assert changed == []
+    assert [path.name for path in (root.parent / "secret").iterdir()] == ["key"]
+    assert (root.parent / "secret" / "key").read_text() == "secret"
+    assert (root / "file").read_text() == "content"
+
+
+def test_a_link_swapped_in_leads_nowhere(root: Path) -> None:
+    # Whoever may change the directory swaps a directory for a link and back; no answer may come from outside.
+    (root.parent / "outside").mkdir()
+    (root.parent / "outside" / "file").write_text("outside")
+    (root / "sub" / "file").write_text("inside")
+    (root / "link").symlink_to(root.parent / "outside")
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            for old, new in (("sub", "kept"), ("link", "sub"), ("sub", "link"), ("kept", "sub")):
+                (root / old).rename(root / new)
+
+    swapping = threading.Thread(target=swap)
+    seen = set()
+    with served(Folder(root)) as (client, _):
+        swapping.start()
+        for _ in range(2000):
+            with contextlib.suppress(OSError):
+                found = client.lstat("sub/file")
+                seen.add(found.st_size)
+            with contextlib.suppress(OSError), client.open("sub/file") as file:
+                seen.add(file.read())  # type: ignore[arg-type]
+        stop.set()
+        swapping.join()
+    assert seen == {6, b"inside"}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(st.sampled_from(["..", ".", "", "sub", "out", "loop", "secret", "key", "file"]), max_size=6))
+def test_no_path_leads_out(root: Path, parts: list[str]) -> None:
+    for name, target in (("out", ".."), ("loop", "loop")):
+        with contextlib.suppress(FileExistsError):
+            (root / name).symlink_to(target)
+    with contextlib.closing(Folder(root)) as folder:
+        path = "/".join(parts).encode()
+        inside = {(found.st_dev, found.st_ino) for found in map(os.lstat, [root, *root.rglob("*")])}
+        with contextlib.suppress(OSError):
+            found = folder.lstat(path)
+            assert (found.st_dev, found.st_ino) in inside
+        with contextlib.suppress(OSError):
+            descriptor = folder.open(path, os.O_RDONLY)
+            found = os.fstat(descriptor)
+            os.close(descriptor)
+            assert (found.st_dev, found.st_ino) in inside
+        with contextlib.suppress(OSError):
+            assert {name for name, _ in folder.entries(path)} <= {b"sub", b"file", b"out", b"loop"}
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.integers(1, 255), body=st.binary(max_size=60))
+def test_no_packet_stops_the_service(root: Path, kind: int, body: bytes) -> None:
+    with served(Folder(root, read_only=True)) as (client, _):
+        message = Message()
+        message.add_bytes(body)
+        client._send_packet(kind, message)  # type: ignore[attr-defined]
+        client._read_packet()  # type: ignore[attr-defined]
+        assert client.ask(sftp.CMD_STAT, b"file")[0] == sftp.CMD_ATTRS
+
+
+def test_read_only_refuses_every_change(root: Path) -> None:
+    before = {path: path.stat() for path in [root, *root.rglob("*")]}
+    with served(Folder(root, read_only=True)) as (client, changed):
+        denied = sftp.SFTP_PERMISSION_DENIED
+        for flags in (sftp.SFTP_FLAG_WRITE, sftp.SFTP_FLAG_READ | sftp.SFTP_FLAG_TRUNC, sftp.SFTP_FLAG_CREATE):
+            assert client.status(sftp.CMD_OPEN, b"file", flags, 0) == denied
+        changes: dict[int, list[bytes | int]] = {
+            sftp.CMD_REMOVE: [b"file"],
+            sftp.CMD_RMDIR: [b"sub"],
+            sftp.CMD_MKDIR: [b"new", 0],
+            sftp.CMD_RENAME: [b"file", b"new"],
+            sftp.CMD_SYMLINK: [b"file", b"new"],
+        }
+        for kind, parts in changes.items():
+            assert client.status(kind, *parts) == denied
+        for extension in (b"posix-rename@openssh.com", b"hardlink@openssh.com"):
+            assert client.status(sftp.CMD_EXTENDED, extension, b"file", b"new") == denied
+        attributes = ((1, 0, 0), (4, 0o777), (8, 1, 1))
+        for attribute in attributes:
+            assert client.status(sftp.CMD_SETSTAT, b"file", *attribute) == denied
+        handle = client.ask(sftp.CMD_OPEN, b"file", sftp.SFTP_FLAG_READ, 0)[1].get_binary()
+        for attribute in attributes:
+            assert client.status(sftp.CMD_FSETSTAT, handle, *attribute) == denied
+        assert client.status(sftp.CMD_WRITE, handle, 0, 0, b"x") == sftp.SFTP_FAILURE
+        with client.open("file") as file:
+            assert file.read() == b"content"
+        assert changed == []
+    after = {path: path.stat() for path in [root, *root.rglob("*")]}
+    for path, found in before.items():
+        assert (found.st_mode, found.st_mtime_ns, found.st_size) == (
+            after[path].st_mode, after[path].st_mtime_ns, after[path].st_size,
+        )  # fmt: skip
+
+
+def test_pipes_and_devices_are_not_opened(client: Client, root: Path) -> None:
+    os.mkfifo(root / "pipe")
+    assert client.status(sftp.CMD_OPEN, b"pipe", sftp.SFTP_FLAG_READ, 0) == sftp.SFTP_PERMISSION_DENIED
+    assert client.status(sftp.CMD_OPEN, b"sub", sftp.SFTP_FLAG_READ, 0) == sftp.SFTP_FAILURE
+
+
+def test_links_out_are_followed_when_told_and_only_those_of_the_start(root: Path) -> None:
+    (root / "out").symlink_to("../secret")
+    (root / "one").symlink_to("../secret/key")
+    (root / "in").symlink_to("sub")
+    (root / "dead").symlink_to("/nowhere/at/all")
+    doors = outward_links(root)
+    secret = os.fsencode((root.parent / "secret").resolve())
+    assert doors == {b"out": secret, b"one": secret + b"/key"}
+    with served(Folder(root, doors=doors)) as (client, _):
+        with client.open("out/key") as file:
+            assert file.read() == b"secret"
+        with client.open("one") as file:
+            assert file.read() == b"secret"
+        modes = {found.filename: found.st_mode or 0 for found in client.listdir_attr("/")}
+        assert stat.S_ISDIR(modes["out"])
+        assert stat.S_ISREG(modes["one"])
+        assert stat.S_ISLNK(modes["in"])
+        assert client.listdir("out") == ["key"]
+        client.symlink(str(root.parent), "later")
+        assert client.status(sftp.CMD_STAT, b"later/secret/key") == sftp.SFTP_NO_SUCH_FILE
+        # Behind a door, a link is put where another door leads to.
+        client.remove("out/key")
+        client.symlink("/etc/passwd", "out/key")
+        assert client.status(sftp.CMD_OPEN, b"one", sftp.SFTP_FLAG_READ, 0) == sftp.SFTP_NO_SUCH_FILE
+        client.remove("one")
+    assert not (root / "one").is_symlink(), "the link is removed, not what it leads to"
+    assert (root.parent / "secret" / "key").is_symlink()
