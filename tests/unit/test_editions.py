@@ -26,9 +26,9 @@ PINNED: list[tuple[type[Keyed], str, int, str]] = [
     (BakeStage, "stages/bake/layers.py stages/bake/machine.py stages/bake/payload.py stages/bake/position.py "
                 "stages/bake/snapshot.py stages/bake/stage.py", 4, "b5ddf21fb763"),
     (ExportStage, "stages/export.py formats/archive.py formats/box.py formats/ova.py formats/qcow2.py "
-                  "formats/raw_zst.py formats/vmdk.py", 3, "8707361b3e43"),
+                  "formats/raw_zst.py formats/vmdk.py", 3, "d31ed0116fdc"),
     (VerifyStage, "stages/verify/stage.py stages/verify/verdict.py stages/verify/machine.py "
-                  "stages/verify/subject.py stages/verify/checks.py", 3, "287662d4ac66"),
+                  "stages/verify/subject.py stages/verify/checks.py", 3, "c31a67623cbf"),
 ]  # fmt: skip
 
 

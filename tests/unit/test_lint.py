@@ -13,7 +13,7 @@ FAULTS = {
     "ruff": ("vmimage/util/errors.py", "\nimport os\n"),
     "format": ("vmimage/cache/store.py", "\nx  =  1\n"),
     "mypy": ("vmimage/util/render.py", '\nnumber: int = "text"\n'),
-    "imports": ("vmimage/util/locks.py", "\nfrom vmimage.cache.store import Store\n"),
+    "imports": ("vmimage/cache/store.py", "\n\ndef late() -> None:\n    import vmimage.commands.build\n"),
     "length": ("bench/relay.py", "#\n" * 350),
     "shellcheck": ("provision/40-sshfs.sh", "\necho $undefined\n"),
     "schema": ("templates/images.schema.json", " "),
