@@ -90,7 +90,7 @@ def shell_scripts() -> list[Path]:
     folders = [PROJECT / ".ci", PROJECT / "templates" / "peer"]
     paths = [PROJECT / "bootstrap", *(path for folder in folders for path in folder.iterdir())]
     paths += (PROJECT / "provision").rglob("*")
-    paths += (PROJECT / "tests").rglob("*.sh")
+    paths += (path for folder in ("tests", "vmimage") for path in (PROJECT / folder).rglob("*.sh"))
     return sorted(
         path
         for path in paths

@@ -28,7 +28,7 @@ PINNED: list[tuple[type[Keyed], str, int, str]] = [
     (ExportStage, "stages/export.py formats/archive.py formats/box.py formats/ova.py formats/qcow2.py "
                   "formats/raw_zst.py formats/vmdk.py", 3, "d31ed0116fdc"),
     (VerifyStage, "stages/verify/stage.py stages/verify/verdict.py stages/verify/machine.py "
-                  "stages/verify/subject.py stages/verify/checks.py", 3, "c31a67623cbf"),
+                  "stages/verify/subject.py stages/verify/checks.py", 3, "eeb34635afc8"),
 ]  # fmt: skip
 
 

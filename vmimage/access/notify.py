@@ -24,26 +24,7 @@ ECHO_SECONDS = 1.0
 DEBOUNCE_MILLISECONDS = 100
 REMEMBERED = 4096
 
-TOUCH = """
-import os, sys
-top, rest = os.fsencode(sys.argv[1]), b""
-def own(path):
-    os.chown(path, os.getuid(), os.getgid(), follow_symlinks=False)
-while data := os.read(0, 65536):
-    *names, rest = (rest + data).split(b"\\0")
-    for name in names:
-        path = os.path.join(top, name)
-        try:
-            own(path)
-            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK))
-        except FileNotFoundError:
-            try:
-                own(os.path.dirname(path))
-            except OSError:
-                pass
-        except OSError:
-            pass
-"""
+TOUCH = (Path(__file__).parent / "in_guest" / "touch.py").read_text()
 
 
 def touch_command(target: str) -> str:

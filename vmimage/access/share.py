@@ -26,6 +26,7 @@ from vmimage.access.sftp import Service
 from vmimage.access.sshfs import (
     COMMAND_SECONDS,
     HAS_CONTENT,
+    MOUNT_SECONDS,
     MOUNTED,
     NOT_OURS,
     PREPARE,
@@ -185,7 +186,7 @@ def _mounted(
     service = threading.Thread(target=serve, name="sftp", daemon=True)
     service.start()
     try:
-        waiting = session.start(share.script(WAIT_UNTIL_MOUNTED))
+        waiting = session.start(share.script(WAIT_UNTIL_MOUNTED, seconds=str(MOUNT_SECONDS)))
         while not waiting.exit_status_ready() and not lost.wait(0.1):
             pass
         if lost.is_set() or waiting.recv_exit_status():
@@ -201,7 +202,10 @@ def _mounted(
 def _prepare(session: Session, *, again: bool) -> tuple[int, int]:
     """Make the directory in the guest, free of what an earlier session left; returns the user and group there."""
     target = session.share.target
-    status, said = session.command(PREPARE, again="yes" if again else "")
+    codes = {"has_content": HAS_CONTENT, "mounted": MOUNTED, "not_ours": NOT_OURS}
+    status, said = session.command(
+        PREPARE, again="yes" if again else "", **{name: str(code) for name, code in codes.items()}
+    )
     refusals = {
         HAS_CONTENT: (f"{target} in the guest is not empty", "name another directory of the guest, or empty that one"),
         MOUNTED: (

@@ -16,41 +16,10 @@ MOUNT_SECONDS = 60
 COMMAND_SECONDS = 90.0
 HAS_CONTENT, MOUNTED, NOT_OURS = 21, 22, 23
 
-# What is mounted there is ours, or answers no more, or is somebody's. `timeout` stands before what a dead mount blocks.
-PREPARE = f"""
-source=$(findmnt --noheadings --first-only --output SOURCE --mountpoint "$dir" || true)
-case $source in
-    '') ;;
-    "$name") ;;
-    vmimage-*) ! timeout 5 ls "$dir" >/dev/null 2>&1 || exit {MOUNTED} ;;
-    *) exit {NOT_OURS} ;;
-esac
-while [ -n "$source" ]; do
-    fusermount3 -u -z "$dir"
-    source=$(findmnt --noheadings --first-only --output SOURCE --mountpoint "$dir" || true)
-done
-pkill -KILL -f "^sshfs .*fsname=$name," || true
-mkdir -p "$dir" 2>/dev/null || sudo -n install -d -o "$(id -u)" -g "$(id -g)" "$dir"
-[ -n "$again" ] || [ -z "$(ls -A "$dir")" ] || exit {HAS_CONTENT}
-id -u
-id -g
-"""
-WAIT_UNTIL_MOUNTED = f"""
-end=$(($(date +%s) + {MOUNT_SECONDS}))
-until findmnt --noheadings --types fuse.sshfs --source "$name" --mountpoint "$dir"; do
-    [ "$(date +%s)" -lt "$end" ] || exit 1
-    sleep 0.2
-done
-"""
-# Lazily when a program works in there; that one then sees errors.
-UNMOUNT = """
-fusermount3 -u "$dir" 2>/dev/null && exit
-sleep 1
-fusermount3 -u "$dir" 2>/dev/null && exit
-fusermount3 -u -z "$dir"
-pkill -f "^sshfs .*fsname=$name," || true
-echo busy
-"""
+SCRIPTS = Path(__file__).parent / "in_guest"
+PREPARE, WAIT_UNTIL_MOUNTED, UNMOUNT = (
+    (SCRIPTS / name).read_text() for name in ("prepare.sh", "wait-until-mounted.sh", "unmount.sh")
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from vmimage import PROJECT
+from vmimage.util.render import render
 from vmimage.util.run import run
 
 DISK = "disk.qcow2"
 ENTER = "enter"
-SCRIPT = """#!/bin/sh
-# {title}
-{comments}
-cd "$(dirname "$0")" || exit
-exec {command}
-"""
+SCRIPT = PROJECT / "templates" / "enter.sh.j2"
 
 
 def keep_disk(disk: Path, beneath: tuple[Path, str], folder: Path) -> Path:
@@ -35,9 +32,7 @@ def keep_disk(disk: Path, beneath: tuple[Path, str], folder: Path) -> Path:
 def write_enter(folder: Path, command: Sequence[str | Path], title: str, comments: Sequence[str]) -> Path:
     """Write the script that starts what is kept in a folder; returns its path."""
     script = folder / ENTER
-    text = SCRIPT.format(
-        title=title, comments="\n".join(f"# {line}" for line in comments), command=shlex.join(map(str, command))
-    )
-    script.write_text(text)
+    values = {"title": title, "comments": comments, "command": shlex.join(map(str, command))}
+    script.write_text(render(SCRIPT, values))
     script.chmod(0o755)
     return script
