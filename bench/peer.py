@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.formats.format import Opened
-from vmimage.plan import Plan, laid_files
+from vmimage.plan import Plan, laid_files, overlays
 from vmimage.spec.model import size_bytes
 from vmimage.stages import base as base_stage
 from vmimage.stages.bake.packer import packer, prepare_plugins
@@ -132,6 +132,10 @@ def write_payload(plan: Plan, pins: Mapping[str, Path], to: Path) -> None:
     facts.write_text(json.dumps({"image": plan.name, "summary": plan.image.summary, "build": "peer"}) + "\n")
     with tarfile.open(to, "w") as archive:
         archive.add(PROJECT / "provision", "provision", filter=roots)
+        for script in plan.scripts:
+            for folder, where in overlays(script).items():
+                if folder.parts[0] != "provision":
+                    archive.add(PROJECT / folder, f"provision/files/{script.removesuffix('.sh')}{where}", filter=roots)
         archive.add(facts, facts.name, filter=roots)
         for name, path in pins.items():
             archive.add(path, f"pins/{name}", filter=roots)

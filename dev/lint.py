@@ -27,7 +27,7 @@ from vmimage.vm.ssh import make_key
 
 log = logging.getLogger(__name__)
 
-PYTHON = ["tasks.py", "vmimage", "bench", "dev", "tests", "provision"]
+PYTHON = ["tasks.py", "vmimage", "bench", "dev", "tests", "guest"]
 MOST_LINES = 350
 SCHEMA = PROJECT / "templates" / "images.schema.json"
 

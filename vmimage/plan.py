@@ -16,6 +16,8 @@ from vmimage.util.errors import InputError
 from vmimage.util.render import render
 
 TEMPLATE = ".j2"
+# Script of a step -> the program that it installs, beside its own files, and where.
+GUEST_PROGRAMS = {"60-environment.sh": {Path("guest/dev_env"): Path("/usr/local/lib/dev-env/dev_env")}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,18 +154,30 @@ def machine_files(project: Path) -> list[Path]:
     return [path.relative_to(project) for path in (project / "provision" / "run-step", *templates)]
 
 
+def overlays(script: str) -> dict[Path, Path]:
+    """Return the folders of the project, relative to it, that a step lays over the root -> where."""
+    own = Path("provision", "files", script.removesuffix(".sh"))
+    return {own: Path("/"), **GUEST_PROGRAMS.get(script, {})}
+
+
 def step_files(project: Path, script: str) -> list[Path]:
     """Return the project's files that a step reads, relative to the project."""
-    overlay = project / "provision" / "files" / script.removesuffix(".sh")
-    laid = sorted(path for path in overlay.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
-    return [path.relative_to(project) for path in (project / "provision" / script, *laid)]
+    return [Path("provision", script), *_laid(project, script)]
 
 
 def laid_files(project: Path, script: str) -> list[str]:
     """Return where the files of a step lie in the image."""
-    overlay = Path("provision", "files", script.removesuffix(".sh"))
-    _, *laid = step_files(project, script)
-    return [f"/{path.relative_to(overlay)}".removesuffix(TEMPLATE) for path in laid]
+    return [str(path).removesuffix(TEMPLATE) for path in _laid(project, script).values()]
+
+
+def _laid(project: Path, script: str) -> dict[Path, Path]:
+    """Return the files that a step lays over the root, relative to the project -> where in the image."""
+    found = {}
+    for folder, to in overlays(script).items():
+        for path in sorted((project / folder).rglob("*")):
+            if not path.is_dir() and "__pycache__" not in path.parts:
+                found[path.relative_to(project)] = to / path.relative_to(project / folder)
+    return found
 
 
 def digests(project: Path, paths: Sequence[Path], values: Mapping[str, object] | None = None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.plan import TEMPLATE, guest_values
+from vmimage.plan import TEMPLATE, guest_values, overlays
 from vmimage.util.errors import FetchError
 from vmimage.util.files import disk_use, sha256_file
 from vmimage.util.render import render
@@ -50,12 +50,15 @@ def write_payload(
             _add_pin(files(about["sha256"]), about["sha256"], folder / "pins" / name / pin)
         shutil.copy(provision / script, folder / "provision" / script)
         (folder / "env" / script).write_text(environment(script, needed))
-        overlay = provision / "files" / name
-        if overlay.is_dir():
-            caches = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(overlay, folder / "files" / name, symlinks=True, ignore=caches)
-            render_templates(folder / "files" / name, guest_values(image))
-            normal_modes(folder / "files" / name)
+        laid = folder / "files" / name
+        for overlay, where in overlays(script).items():
+            if (PROJECT / overlay).is_dir():
+                place = laid / where.relative_to("/")
+                caches = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(PROJECT / overlay, place, symlinks=True, ignore=caches, dirs_exist_ok=True)
+        if laid.is_dir():
+            render_templates(laid, guest_values(image))
+            normal_modes(laid)
     (folder / "release.json").write_text(json.dumps(facts, indent=2) + "\n")
     size = disk_use(folder) * 11 // 10 + SLACK
     ext4 = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", LABEL]
