@@ -206,13 +206,14 @@ class _Progress:
     """What was reached when, and what is to be said of it.
 
     Attributes:
+        since: When the waiting began; seconds since the machine was switched on.
         reached: Part -> seconds since the machine was switched on.
     """
 
     report: Callable[[str], None]
+    since: float
     reached: dict[str, float] = field(default_factory=dict)
     _part: str = ""
-    _since: float = 0.0
     _said: float = -SAY_EVERY_SECONDS
 
     def note(self, seen: Readiness) -> None:
@@ -223,10 +224,10 @@ class _Progress:
                 self.reached.setdefault(part, round(now, 1))
         part = next((part for part, lack in seen.lacks.items() if lack), "")
         if part != self._part:
-            self._part, self._since, self._said = part, now, -SAY_EVERY_SECONDS
+            self._part, self._said = part, -SAY_EVERY_SECONDS
         if part and now - self._said >= SAY_EVERY_SECONDS:
             self._said = now
-            self.report(f"waiting for {seen.waiting} ({now - self._since:.0f} s so far)")
+            self.report(f"waiting for {seen.waiting} ({now - self.since:.0f} s so far)")
 
     def times(self) -> str:
         """Return when each part was there."""
@@ -243,7 +244,7 @@ def wait(report: Callable[[str], None], seconds: float = WAIT_SECONDS) -> dict[s
         Failure: It was not ready in time; what was reached, and when, is told.
     """
     end = time.monotonic() + seconds
-    progress = _Progress(report)
+    progress = _Progress(report, uptime())
     watch = Watch()
     while True:
         seen = watch.look()

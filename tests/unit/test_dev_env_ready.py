@@ -137,11 +137,11 @@ def test_waiting_says_what_for_and_how_long_and_notes_when_each_part_was_there(
     cluster.readyz = (500, "")
     reached = ready.wait(said.append, 60)
     assert said == [
-        "waiting for cluster: it answers 500 (0 s so far)",
-        "waiting for cluster: 39 of 40 of its checks passed (40 s so far)",
-        "waiting for node: it has not reported since the machine was switched on (0 s so far)",
+        "waiting for cluster: it answers 500 (20 s so far)",
+        "waiting for cluster: 39 of 40 of its checks passed (60 s so far)",
+        "waiting for node: it has not reported since the machine was switched on (100 s so far)",
     ]
-    assert reached == {CLUSTER: 180.0, NODE: 200.0, POD_NAMES: 200.0, HOST_NAMES: 200.0}
+    assert reached == {CLUSTER: 200.0, NODE: 220.0, POD_NAMES: 220.0, HOST_NAMES: 220.0}
     assert ready.note(reached)["parts"] == reached
     assert ready.note({})["parts"] == reached, "the first time stays"
     assert json.loads(ready.READY.read_text())["seconds_since_boot"] > 0
