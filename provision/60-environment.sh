@@ -26,7 +26,8 @@ layer=$(sha256sum layer.tar | cut -d ' ' -f 1)
 printf '{"architecture":"%s","os":"linux","config":{"Cmd":["busybox","sh","/bin/serve"],"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}\n' \
     "$(dpkg --print-architecture)" "$layer" > config.json
 printf '[{"Config":"config.json","RepoTags":["localhost/hello:1"],"Layers":["layer.tar"]}]\n' > manifest.json
-pack /var/lib/rancher/k3s/agent/images/hello.tar manifest.json config.json layer.tar
+# k3s (1.36 and before) starts its pods while it still imports the archive that it takes last, by name: a small one.
+pack /var/lib/rancher/k3s/agent/images/zz-hello.tar manifest.json config.json layer.tar
 rm -rf "$work"
 
 # Which container images the machine brings: they are never removed, and brought back if they are.
