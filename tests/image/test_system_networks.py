@@ -93,7 +93,8 @@ def test_networkd_leaves_it_alone(root: Host, made: dict[str, Any], name: str) -
     assert "(unmanaged)" in next(
         line for line in root.check_output("networkctl status %s", name).splitlines() if "State:" in line
     )
-    assert root.check_output("journalctl -b --quiet -o cat -u systemd-networkd --grep %s", f"^{name}: .*DHCP") == ""
+    log = root.check_output("journalctl -b --quiet -o cat -u systemd-networkd")
+    assert not [line for line in log.splitlines() if line.startswith(f"{name}: ") and "DHCP" in line]
 
 
 def test_interfaces_are_as_they_were_made(root: Host, made: dict[str, Any]) -> None:
@@ -109,7 +110,7 @@ def test_udev_sets_no_other_mac_address(root: Host, made: dict[str, Any], name: 
 def test_routes_and_rules_outlive_a_restart_of_networkd(root: Host, made: dict[str, Any]) -> None:
     root.check_output("systemctl restart systemd-networkd")
     root.check_output("/usr/lib/systemd/systemd-networkd-wait-online --any --timeout=60")
-    assert root.check_output("ip route show 198.51.100.0/24") == ROUTE.removeprefix("198.51.100.0/24 ")
+    assert root.check_output("ip route show 198.51.100.0/24").strip() == ROUTE
     assert RULE in root.check_output("ip rule show")
     assert seen(root) == made
     root.check_output("ping -c 1 -w 10 %s", INSIDE)
