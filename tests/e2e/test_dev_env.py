@@ -182,7 +182,7 @@ def test_what_is_shared_after_up_is_served_on_the_host_by_name(machine: Running,
 def test_pod_cannot_write_to_what_is_shared_though_its_mount_came_later(machine: Running, frontend: Frontend) -> None:
     served(machine, "first\n")
     server = machine.said("pgrep --full --oldest 'nc -ll -p 8080'")
-    inside = f"sudo nsenter --target {server} --mount --setuid 65532 --setgid 65532 /bin/busybox"
+    inside = f"sudo nsenter --target {server} --mount --root --setuid 65532 --setgid 65532 /bin/busybox"
     assert machine.said(f"{inside} cat /www/index.html") == "first"
     for attempt in ("touch /www/new", "rm /www/index.html", "sh -c 'echo pod > /www/index.html'"):
         done = machine.guest(f"{inside} {attempt}")

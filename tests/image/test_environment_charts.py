@@ -69,7 +69,7 @@ def test_directory_that_is_mounted_after_up_is_served_and_closed_to_its_pod(host
         seconds_until(lambda: page() == "above\n", what=page)
         # `readOnly` of the chart does not reach what is mounted later: the pod's user may not write there.
         server = host.check_output("pgrep --full --oldest 'nc -ll -p 8080'")
-        inside = f"sudo nsenter --target {server} --mount --setuid 65532 --setgid 65532 /bin/busybox"
+        inside = f"sudo nsenter --target {server} --mount --root --setuid 65532 --setgid 65532 /bin/busybox"
         assert host.run(f"{inside} test -e /www/index.html").rc == 0
         denied = host.run(f"{inside} touch /www/written")
         assert denied.rc != 0
