@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from vmimage.access.notify import Notifier
 from vmimage.access.share import find_private_key, make_share
-from vmimage.access.sshfs import PREPARE, UNMOUNT, Share
+from vmimage.access.sshfs import PREPARE, UNMOUNT, WAIT_UNTIL_MOUNTED, Share
 from vmimage.util.errors import InputError
 
 
@@ -30,13 +31,22 @@ def test_directory_keeps_its_name_in_the_guest(tmp_path: Path) -> None:
     assert "ro" in shlex.split(share(tmp_path, read_only=True).sshfs())[4].split(",")
 
 
-@pytest.mark.parametrize("script", [PREPARE, UNMOUNT])
-def test_scripts_take_any_name(script: str, tmp_path: Path) -> None:
-    made = share(tmp_path, "/a b'$(c)")
-    words = shlex.split(made.script(script))
-    assert words[:3] == ["exec", "sh", "-euc"]
-    assert len(words) == 4
-    assert words[3].startswith("dir='/a b'\"'\"'$(c)'; name=")
+def test_scripts_run_and_take_any_name(tmp_path: Path) -> None:
+    made = share(tmp_path, f"{tmp_path}/a b'$(c)")
+    status, said, errors = sh(made.script(PREPARE, again="", has_content="21", mounted="22", not_ours="23"))
+    assert (status, said.split(), errors) == (0, [str(os.getuid()), str(os.getgid())], "")
+    assert [path.name for path in tmp_path.iterdir()] == ["a b'$(c)"]
+    (Path(made.target) / "content").write_text("")
+    assert sh(made.script(PREPARE, again="", has_content="21", mounted="22", not_ours="23"))[0] == 21
+    assert sh(made.script(WAIT_UNTIL_MOUNTED, seconds="1")) == (1, "", "")
+    # Nothing to unmount: fusermount3 says so, or is not there.
+    assert sh(made.script(UNMOUNT))[0] != 0
+
+
+def sh(command: str) -> tuple[int, str, str]:
+    """Run a command as the guest's ssh server does."""
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:

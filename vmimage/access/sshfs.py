@@ -55,9 +55,9 @@ class Share:
     def script(self, text: str, **variables: str) -> str:
         """Return a command that runs a shell script in the guest."""
         values = {"dir": self.target, "name": self.name, **variables}
-        assignments = "; ".join(f"{key}={shlex.quote(value)}" for key, value in values.items())
+        assignments = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
         # Through sh, whatever the user's own shell is.
-        return f"exec sh -euc {shlex.quote(f'{assignments}{text}')}"
+        return f"exec sh -euc {shlex.quote(assignments + text)}"
 
 
 @dataclass(frozen=True, kw_only=True)
