@@ -45,7 +45,7 @@ def test_scripts_run_and_take_any_name(tmp_path: Path) -> None:
 
 def sh(command: str) -> tuple[int, str, str]:
     """Run a command as the guest's ssh server does."""
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -102,3 +102,11 @@ def test_waiting_for_a_machine_that_stopped_says_so(guest: socket.socket, tmp_pa
         wait_for_ssh(port_of(guest), "dev", key.private, timeout=60, alive=lambda: False)
     with pytest.raises(VerifyError, match=r"within 0 s \(last: nothing answered\)"):
         wait_for_ssh(port_of(guest), "dev", key.private, timeout=0, alive=lambda: True)
+
+
+def test_machine_that_gets_further_is_waited_for_but_not_for_ever(guest: socket.socket, tmp_path: Path) -> None:
+    key = make_key(tmp_path)
+    started = time.monotonic()
+    with pytest.raises(VerifyError, match=r"within [12] s"):
+        wait_for_ssh(port_of(guest), "dev", key.private, timeout=0.4, alive=lambda: True, progress=time.monotonic)
+    assert time.monotonic() - started > 1.5

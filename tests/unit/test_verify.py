@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -140,7 +141,7 @@ def test_guest_that_does_not_come_up_leaves_its_console_and_screen(
     work.mkdir()
     with pytest.raises(VerifyError) as refused:
         verify(subject(tmp_path / "a.qcow2"), work, "tcg", quiet(), evidence=evidence, keep=tmp_path / "kept")
-    assert "qcow2-virtio-bios: the machine did not answer ssh within 6 s" in refused.value.message
+    assert re.search(r"qcow2-virtio-bios: the machine did not answer ssh within \d+ s", refused.value.message)
     assert "its console ends with:\n    PANIC" in refused.value.message
     assert "qcow2-virtio-uefi" in refused.value.message
     for machine in ("qcow2-virtio-bios", "qcow2-virtio-uefi"):

@@ -16,7 +16,7 @@ from vmimage.vm.ssh import KeyPair, connect, make_key, wait_for_ssh
 
 USER = "dev"
 SSH_SECONDS = {"kvm": 120.0, "tcg": 420.0}
-"""Within which ssh must answer, for each accelerator."""
+"""Within which ssh must answer, or the console say more, for each accelerator."""
 OVERLAY, SEED = "overlay.qcow2", "seed.iso"
 
 
@@ -41,7 +41,15 @@ class Clone:
             VerifyError: It did not answer in time.
         """
         seconds = SSH_SECONDS[self.hardware.accelerator]
-        wait_for_ssh(self.port, USER, self.key.private, timeout=seconds, alive=self.machine.alive)
+        serial = self.machine.serial
+        wait_for_ssh(
+            self.port,
+            USER,
+            self.key.private,
+            timeout=seconds,
+            alive=self.machine.alive,
+            progress=lambda: serial.stat().st_size if serial.exists() else 0,
+        )
         return time.monotonic() - self.begun
 
     def log_in(self) -> contextlib.AbstractContextManager[paramiko.SSHClient]:

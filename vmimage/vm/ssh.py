@@ -27,6 +27,7 @@ from vmimage.util.errors import VerifyError
 ATTEMPT_SECONDS = 15.0
 DIAL_EVERY_SECONDS = 2.0
 LOOK_EVERY_SECONDS = 0.2
+PATIENCE = 4
 
 # Paramiko logs a traceback for every attempt that a booting guest does not answer.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
@@ -157,20 +158,35 @@ def _join(one: socket.socket, other: socket.socket) -> None:
                 onward.pop(end).shutdown(socket.SHUT_WR)
 
 
-def wait_for_ssh(port: int, user: str, key: Path, *, timeout: float, alive: Callable[[], bool]) -> float:
+def wait_for_ssh(
+    port: int,
+    user: str,
+    key: Path,
+    *,
+    timeout: float,
+    alive: Callable[[], bool],
+    progress: Callable[[], object] = lambda: None,
+) -> float:
     """Wait until a user can log in; returns the seconds it took.
 
     Args:
+        timeout: Seconds without progress, and PATIENCE times as many at most: an emulated machine beside others may
+            be slow, and one that starts again and again makes progress too.
         alive: Tells whether the machine still runs; waiting ends when it does not.
+        progress: Returns another value whenever the machine got further.
 
     Raises:
         VerifyError: It did not answer in time.
     """
-    started = time.monotonic()
-    why = "nothing answered"
+    started = moved = time.monotonic()
+    why, reached = "nothing answered", progress()
 
     def still_waiting() -> bool:
-        return alive() and time.monotonic() - started < timeout
+        nonlocal moved, reached
+        now, reaches = time.monotonic(), progress()
+        if reaches != reached:
+            moved, reached = now, reaches
+        return alive() and now - moved < timeout and now - started < PATIENCE * timeout
 
     while still_waiting():
         try:
@@ -186,4 +202,5 @@ def wait_for_ssh(port: int, user: str, key: Path, *, timeout: float, alive: Call
         time.sleep(0.5)
     if not alive():
         raise VerifyError("the machine stopped before it answered ssh")
-    raise VerifyError(f"the machine did not answer ssh within {timeout:.0f} s (last: {why})")
+    seconds = time.monotonic() - started
+    raise VerifyError(f"the machine did not answer ssh within {seconds:.0f} s (last: {why})")
