@@ -39,12 +39,13 @@ def brought(host: Host) -> set[str]:
     return {name for facts in json.loads(host.file(INDEX).content_string).values() for name in facts["names"]}
 
 
-def test_pods_do_not_start_before_the_images_that_all_of_them_need(host: Host) -> None:
-    """Only the real k3s starts pods too early; here, that it need not."""
-    archives = json.loads(host.file(INDEX).content_string)
+def test_pods_do_not_start_before_the_images_that_all_of_them_need(root: Host) -> None:
+    archives = json.loads(root.file(INDEX).content_string)
     # k3s does not wait for the one that it imports last; without a pause image, each pod is tried again and again.
     assert not [name for name in archives[max(archives)]["names"] if "mirrored-pause" in name]
     assert archives[max(archives)]["bytes"] < 16 << 20
+    log = root.run("journalctl -b --quiet -o cat -u k3s | grep 'failed to get sandbox image' | head -3")
+    assert log.stdout == ""
 
 
 def test_images_that_the_machine_brings_are_there_and_pinned(host: Host) -> None:

@@ -217,6 +217,22 @@ def test_no_new_pod_starts_without_the_image_of_pause(kubelet: Kubelet) -> None:
     assert is_ready(kubelet.objects.get(("pods", "default", "page-0")))
 
 
+def test_pods_start_while_the_last_archive_by_name_is_imported(objects: Objects, tmp_path: Path) -> None:
+    folder = tmp_path / "agent" / "images"
+    folder.mkdir(parents=True)
+    (folder / "a.tar").write_bytes(image_archive({HELLO: []}))
+    (folder / "b.tar").write_bytes(image_archive({PAUSE: []}))
+    images, seen = Images(tmp_path), list[bool]()
+    images.import_all(lambda: seen.extend((bool(images.find(HELLO)), images.lacks_pause())))
+    assert seen == [True, True]
+    assert not images.lacks_pause()
+    (folder / "c.tar").write_bytes(image_archive({"mine": []}))
+    images = Images(tmp_path / "other")
+    images.archives = folder
+    images.import_all(lambda: seen.append(images.lacks_pause()))
+    assert seen[2:] == [False]
+
+
 def test_another_template_and_a_deleted_pod_make_a_new_one(kubelet: Kubelet) -> None:
     add(kubelet.objects, "deployments", "page", deployment())
     kubelet.sync()

@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -88,8 +88,8 @@ class Images:
         """
         names = []
         try:
-            with tarfile.open(fileobj=BytesIO(expanded(archive))) as found, self.changing() as images:
-                for entry in json.loads(member(found, "manifest.json")):
+            with opened(archive) as found, self.changing() as images:
+                for entry in entries(found):
                     image = self._take(found, entry, len(archive))
                     for name in map(full, entry["RepoTags"]):
                         images[name] = Image(**{**asdict(image), "name": name, "labels": MANAGED | (labels or {})})
@@ -97,19 +97,31 @@ class Images:
                     images[image.id] = image
         except (tarfile.TarError, KeyError, OSError, subprocess.CalledProcessError) as error:
             raise ValueError(f"unrecognized image format: {error}") from error
-        if labels and any(f"/{PAUSE}:" in name for name in names):
-            (self._folder / "had-pause").touch()
         return names
 
-    def import_all(self) -> None:
-        """Take in the archives of the agent's folder; each once only, where `.cache.json` says so."""
+    def import_all(self, before_last: Callable[[], object] = lambda: None) -> None:
+        """Take in the archives of the agent's folder; each once only, where `.cache.json` says so.
+
+        Args:
+            before_last: Called when none waits any more: k3s starts its pods then, while it imports the last one.
+        """
         cache = self.archives / ".cache.json"
         done = json.loads(cache.read_text() or "{}") if cache.exists() else {}
-        for path in sorted(self.archives.glob("*.tar*")):
-            known = [path.stat().st_size, path.stat().st_mtime_ns]
-            if done.get(path.name) != known:
-                self.import_archive(path.read_bytes(), OF_AGENT)
-                done[path.name] = known
+        known = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(self.archives.glob("*.tar*"))}
+        new = [path for path, facts in known.items() if done.get(path.name) != facts]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in new:
+            with opened(path.read_bytes()) as archive:
+                names = [name for entry in entries(archive) for name in entry["RepoTags"]]
+            if any(f"{PAUSE}:" in name for name in names):
+                (self._folder / "had-pause").touch()
+        for path in new:
+            if path == new[-1]:
+                before_last()
+            self.import_archive(path.read_bytes(), OF_AGENT)
+            done[path.name] = known[path]
+        if not new:
+            before_last()
         if cache.exists():
             cache.write_text(json.dumps(done))
 
@@ -153,6 +165,16 @@ def expanded(archive: bytes) -> bytes:
     if archive[:4] == b"\x28\xb5\x2f\xfd":
         return subprocess.run(["zstd", "-dc"], input=archive, capture_output=True, check=True).stdout
     return archive
+
+
+def opened(archive: bytes) -> tarfile.TarFile:
+    """Open an archive, perhaps compressed."""
+    return tarfile.open(fileobj=BytesIO(expanded(archive)))
+
+
+def entries(archive: tarfile.TarFile) -> list[dict[str, Any]]:
+    """Return what the manifest of an archive lists."""
+    return list(json.loads(member(archive, "manifest.json")))
 
 
 def member(archive: tarfile.TarFile, name: str) -> bytes:

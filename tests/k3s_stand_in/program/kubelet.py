@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -106,7 +107,9 @@ class Kubelet:
     def _begin(self, pod: Object) -> None:
         meta = pod["metadata"]
         if self.runtime.images.lacks_pause():
-            return self._report(pod, waiting(pod, "failed to get sandbox image: there is no image of pause"))
+            why = "failed to get sandbox image: there is no image of pause"
+            print(f"{meta['namespace']}/{meta['name']}: {why}", file=sys.stderr, flush=True)
+            return self._report(pod, waiting(pod, why))
         if time.monotonic() < self._again.get(meta["uid"], 0.0):
             return None
         sandbox = None

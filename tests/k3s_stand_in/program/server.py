@@ -78,7 +78,7 @@ def server(arguments: list[str]) -> None:
     objects = Objects(own / "db" / "state.json")
     disabled = frozenset(options["disable"])
     images = Images(data)
-    images.import_all()
+    import_beside(images)
     port = int(options["https_listen_port"])
     kubelet = Kubelet(objects, network(), Runtime(data, images), data)
     http_port, dns = addons(kubelet, options["bind_address"], port, disabled)
@@ -91,6 +91,18 @@ def server(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=api.shutdown).start())
     notify("READY=1")
     api.serve_forever()
+
+
+def import_beside(images: Images) -> None:
+    """Import the archives of the agent's folder; the last one goes on beside what comes next, as in k3s 1.36."""
+    started = threading.Event()
+
+    def last_begins() -> None:
+        started.set()
+        time.sleep(float(os.environ.get("STAND_IN_IMPORT_SECONDS", "3")))
+
+    threading.Thread(target=images.import_all, args=(last_begins,), daemon=True).start()
+    started.wait()
 
 
 def fail(what: threading.ExceptHookArgs) -> None:
