@@ -46,6 +46,30 @@ def test_file_is_read_as_helm_reads_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("helm")
+def test_what_is_exported_helm_reads_as_it_was(tmp_path: Path) -> None:
+    texts = [
+        "1e3",
+        "0o17",
+        "on",
+        "~",
+        "0x1F",
+        "1_000",
+        "2020-01-01",
+        "",
+        "a\nb\n",
+        "  a\nb\n\n",
+        "a\t\n",
+        "é\u2028\n",
+        "x: #",
+    ]
+    values = {"texts": texts, "on": {text or "empty": text for text in texts}, "none": None, "list": [], "more": {}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml_text({"charts": {"shop": {"chart": "/charts/shop", "values": values}}}))
+    (shop,) = merged([files.read(path)])
+    assert shop.values == values
+
+
+@pytest.mark.usefixtures("helm")
 def test_every_profile_is_good_and_says_what_it_is_for() -> None:
     names = sorted(path.stem for path in (SHARE / "profiles").glob("*.yaml"))
     assert names == ["frontend", "full-stack", "hello", "services"]
