@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.k3s_stand_in.program.images import Image, Images
+from tests.k3s_stand_in.program.images import Image, Images, full
 from tests.k3s_stand_in.program.network import DNS, NAMESPACES, Sandbox
 from tests.k3s_stand_in.program.objects import Object, Objects, now
 
@@ -80,13 +80,16 @@ class Runtime:
         """Return the containers of a pod whose images are here with layers.
 
         Raises:
-            NotYet: Something that one mounts is not there.
+            NotYet: Something that one mounts is not there, or its image is still being imported.
             OSError: A folder cannot be made.
         """
         folder = self.pods / pod["metadata"]["uid"]
         found = []
         for container in pod["spec"]["containers"]:
-            image = self.images.find(container.get("image", ""))
+            name = container.get("image", "")
+            image = self.images.find(name)
+            if not image and full(name) in self.images.awaited:
+                raise NotYet(f"image {name} is not there")
             if not image or not self.images.layers(image).is_dir():
                 continue
             sources = volumes(objects, pod, folder / "volumes")

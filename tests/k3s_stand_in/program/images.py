@@ -47,6 +47,8 @@ class Images:
         self.archives = data / "agent" / "images"
         self._folder = data / "agent" / "containerd"
         self._file = self._folder / "images.json"
+        self.awaited = set[str]()
+        """Names in archives of the agent's folder that are not imported yet."""
 
     @contextmanager
     def changing(self) -> Iterator[dict[str, Image]]:
@@ -109,16 +111,16 @@ class Images:
         done = json.loads(cache.read_text() or "{}") if cache.exists() else {}
         known = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(self.archives.glob("*.tar*"))}
         new = [path for path, facts in known.items() if done.get(path.name) != facts]
-        self._folder.mkdir(parents=True, exist_ok=True)
         for path in new:
             with opened(path.read_bytes()) as archive:
-                names = [name for entry in entries(archive) for name in entry["RepoTags"]]
-            if any(f"{PAUSE}:" in name for name in names):
-                (self._folder / "had-pause").touch()
+                self.awaited |= {full(name) for entry in entries(archive) for name in entry["RepoTags"]}
+        if any(f"/{PAUSE}:" in name for name in self.awaited):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / "had-pause").touch()
         for path in new:
             if path == new[-1]:
                 before_last()
-            self.import_archive(path.read_bytes(), OF_AGENT)
+            self.awaited -= set(self.import_archive(path.read_bytes(), OF_AGENT))
             done[path.name] = known[path]
         if not new:
             before_last()
