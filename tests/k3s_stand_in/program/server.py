@@ -27,10 +27,10 @@ from tests.k3s_stand_in.program.kubelet import Kubelet
 from tests.k3s_stand_in.program.network import DNS, End, Sandbox, inside, ip, network
 from tests.k3s_stand_in.program.objects import Objects
 from tests.k3s_stand_in.program.parts import TRAEFIK_PORT, Facts, first_objects
+from tests.k3s_stand_in.program.paths import DATA
 from tests.k3s_stand_in.program.proxy import LOCAL, Proxy
 from tests.k3s_stand_in.program.version import COMES_UP
 
-DATA = Path("/var/lib/rancher/k3s")
 SETTINGS = {
     "write-kubeconfig": "/etc/rancher/k3s/k3s.yaml", "write-kubeconfig-mode": "0600", "write-kubeconfig-group": "",
     "node-name": "", "node-ip": "", "tls-san": [], "disable": [], "https-listen-port": "6443", "data-dir": str(DATA),
