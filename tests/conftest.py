@@ -1,4 +1,4 @@
-"""A small project to plan and fetch in, beside the real one; and a shared directory."""
+"""Fixtures of all tiers: a small project to plan and fetch in, beside the real one; and a shared directory."""
 
 from __future__ import annotations
 

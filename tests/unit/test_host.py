@@ -10,8 +10,6 @@ from vmimage.host import (
     debian_mirrors,
     find_uefi,
     require,
-    tool_version,
-    tools,
     version_tuple,
 )
 from vmimage.util.errors import HostError, InputError
@@ -31,14 +29,6 @@ def test_versions(text: str, version: tuple[int, ...]) -> None:
     assert version_tuple(text) == version
 
 
-def test_every_tool_has_a_reason_and_tells_its_version() -> None:
-    for tool in tools():
-        assert tool.package
-        assert tool.why
-        if tool.minimum:
-            assert version_tuple(tool_version(tool.program)) >= version_tuple(tool.minimum), tool
-
-
 def test_missing_tools_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(HostError) as refused:
@@ -53,9 +43,6 @@ def test_old_tool_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "tool_version", lambda name: "1.5.9")
     with pytest.raises(HostError, match=r"packer: 1\.5\.9 is older than 1\.6\.6"):
         require(["packer"])
-
-
-# --- Firmware
 
 
 def descriptor(folder: Path, name: str, **changes: object) -> None:
@@ -91,9 +78,6 @@ def test_firmware_is_the_first_that_suits(tmp_path: Path) -> None:
 def test_no_firmware(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="no UEFI firmware"):
         find_uefi([tmp_path])
-
-
-# --- Mirrors
 
 
 def test_debian_mirror_override() -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 import yaml
 
 from vmimage import PROJECT
-from vmimage.stages.bake.payload import MOUNT, normal_modes, render_templates, write_payload
-from vmimage.util.run import run
+from vmimage.stages.bake.payload import normal_modes, render_templates
 
 
 def test_templates_are_rendered_into_their_places(tmp_path: Path) -> None:
@@ -29,24 +28,6 @@ def test_umask_of_the_builder_is_not_in_the_image(tmp_path: Path) -> None:
     normal_modes(tmp_path)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path, *tmp_path.rglob("*")) if path.exists()}
     assert modes == {tmp_path.name: 0o755, "etc": 0o755, "tool.conf": 0o644, "tool": 0o755}
-
-
-def test_payload_holds_what_the_steps_that_will_run_read_and_nothing_else(tmp_path: Path) -> None:
-    image = tmp_path / "payload.img"
-    pins: dict[str, dict[str, dict[str, str]]] = {
-        script: {} for script in ("40-sshfs.sh", "60-environment.sh", "99-seal.sh")
-    }
-    write_payload("dev-env", pins, {"image": "dev-env"}, Path, tmp_path / "payload", image)
-    assert not (tmp_path / "payload").exists()
-    listed = run(["debugfs", "-R", "ls -p /provision", image]).output
-    assert {line.split("/")[5] for line in listed.splitlines() if line.startswith("/")} == {
-        ".", "..", "40-sshfs.sh", "60-environment.sh", "99-seal.sh",
-    }  # fmt: skip
-    program = "/files/60-environment/usr/local/lib/dev-env/dev_env/cli.py"
-    source = (PROJECT / "guest/dev_env/cli.py").read_text()
-    assert source.strip() in run(["debugfs", "-R", f"cat {program}", image]).output
-    env = run(["debugfs", "-R", "cat /env/60-environment.sh", image]).output
-    assert f"export PINS={MOUNT}/pins/60-environment" in env
 
 
 def test_settings_of_k3s_are_rendered_for_the_image(tmp_path: Path) -> None:

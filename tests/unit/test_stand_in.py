@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,19 @@ import pytest
 
 from tests.k3s_stand_in.program import containers, dns, image_tools, ingress
 from tests.k3s_stand_in.program.admission import admit
-from tests.k3s_stand_in.program.containers import Container, NotYet, Runtime
+from tests.k3s_stand_in.program.containers import NotYet, Runtime
 from tests.k3s_stand_in.program.controllers import settle
-from tests.k3s_stand_in.program.images import Image, Images
-from tests.k3s_stand_in.program.kubelet import Kubelet, answered, lateness
-from tests.k3s_stand_in.program.network import CLOSED_PORT, NoNetwork
+from tests.k3s_stand_in.program.images import Images
+from tests.k3s_stand_in.program.kubelet import Kubelet, lateness
+from tests.k3s_stand_in.program.network import NoNetwork
 from tests.k3s_stand_in.program.objects import Objects, Refused
 from tests.k3s_stand_in.program.parts import Facts, first_objects
 from tests.k3s_stand_in.program.services import Backend, backends, is_ready
 from tests.tools import image_archive
 
 PAUSE = "docker.io/rancher/mirrored-pause:3.6"
+
+
 HELLO = "localhost/hello:1"
 
 
@@ -241,34 +242,6 @@ def test_another_template_and_a_deleted_pod_make_a_new_one(kubelet: Kubelet) -> 
     pod = kubelet.objects.get(("pods", "default", "page-0"))
     assert pod["metadata"]["uid"] != before
     assert not is_ready(pod)
-
-
-def test_readiness_is_what_the_network_answers(tmp_path: Path) -> None:
-    end = ("10.42.0.2", 8080)
-    assert answered(None, False, end), "nothing runs, and the kernel of the pod's network refused"
-    assert not answered(None, None, end)
-    container = Container("page", Image(HELLO, "sha256:1", "", 0), ["sleep", "60"], tmp_path / "log")
-    assert not answered(container, True, end), "it was not started"
-    container.keep_running("Always")
-    assert container.process
-    assert [answered(container, answer, end) for answer in (True, False, None)] == [True, False, False]
-    assert answered(container, None, (end[0], CLOSED_PORT)), "there is no probe"
-    container.process.kill()
-    container.process.wait()
-    assert not answered(container, True, end)
-
-
-def test_container_is_started_again_unless_it_should_not(tmp_path: Path) -> None:
-    again = Container("page", Image(HELLO, "sha256:1", "", 0), ["true"], tmp_path / "log")
-    once = Container("page", Image(HELLO, "sha256:1", "", 0), ["true"], tmp_path / "log")
-    end = time.monotonic() + 20
-    while again.restarts < 1 and time.monotonic() < end:
-        again.keep_running("Always")
-        once.keep_running("OnFailure")
-        time.sleep(0.05)
-    assert again.process
-    again.process.wait()
-    assert (again.restarts, once.restarts, once.exit_code) == (1, 0, 0)
 
 
 def test_container_has_the_mounts_the_user_and_the_command_of_its_pod(

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,13 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.tools import step_into
-from vmimage import PROJECT
 from vmimage.cache.result import Result, stage_key
 from vmimage.cache.store import Store
 from vmimage.commands import cache as care
 from vmimage.util.errors import BuildError, HostError
 from vmimage.util.files import disk_use, sha256_file
-from vmimage.util.run import Confine, run
 
 QUIET = step_into([])
 
@@ -86,31 +81,6 @@ def test_two_at_once_make_it_once(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert (len(made), sum("another process" in text for text in said)) == (1, 2)
-
-
-def test_sweep_removes_what_a_killed_process_left_and_nothing_that_is_in_use(store: Store) -> None:
-    script = (
-        "import os, sys\nfrom pathlib import Path\nfrom vmimage.cache.store import Store\n"
-        "with Store(Path(sys.argv[1])).workspace('killed') as work:\n"
-        "    (work / 'big').write_text('x')\n    os.kill(os.getpid(), 9)\n"
-    )
-    subprocess.run([sys.executable, "-c", script, store.root], check=False)
-    with store.workspace("alive") as alive:
-        removed = store.sweep()
-        assert [name.split("-")[0] for name in removed] == ["killed"]
-        assert alive.exists()
-    assert not list((store.root / "work").iterdir())
-    assert not list((store.root / "locks").glob("work-*"))
-
-
-def test_lock_dies_with_its_process(store: Store) -> None:
-    script = (
-        "import os, sys\nfrom pathlib import Path\nfrom vmimage.cache.store import Store\n"
-        "with Store(Path(sys.argv[1])).lock('l'):\n    os.kill(os.getpid(), 9)\n"
-    )
-    subprocess.run([sys.executable, "-c", script, store.root], check=False)
-    with (store.root / "locks" / "l").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "gone", "no JSON"])
@@ -243,45 +213,6 @@ def test_disk_that_becomes_full_is_told_and_leaves_nothing(store: Store) -> None
         store.get_or_make("stage", {}, fill, QUIET)
     assert not store.find("stage", {})
     assert not list((store.root / "work").iterdir())
-
-
-ON_A_SMALL_DISK = """
-import sys
-from pathlib import Path
-
-from tests.tools import step_into
-from vmimage import PROJECT
-from vmimage.commands import cache as care
-from vmimage.util.errors import HostError
-from vmimage.util.run import run
-from vmimage.cache.store import Store
-
-root = Path(sys.argv[1])
-run(["mount", "-t", "tmpfs", "-o", "size=272m", "none", root])
-store = Store(root)
-
-
-def make(work, size):
-    (work / "half").write_text("x")
-    run(["qemu-img", "create", "-f", "raw", "-o", "preallocation=full", work / "disk.raw", size])
-    return {}
-
-
-for size in ("300M", "1M"):
-    try:
-        store.get_or_make("stage", {}, lambda work: make(work, size), step_into([]))
-    except HostError as error:
-        print(error.message)
-    print(size, "made" if store.find("stage", {}) else "not made", *(root / "work").iterdir())
-"""
-
-
-def test_file_system_that_becomes_full_under_a_tool_of_a_stage(tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
-    said = run(argv, confine=Confine.FAKE_ROOT, cwd=PROJECT).output.splitlines()
-    assert said[0] == f"the disk with {tmp_path} is full; nothing half-made was kept"
-    assert "No space left on device" in "".join(said[1:-2])
-    assert said[-2:] == ["300M not made", "1M made"]
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:

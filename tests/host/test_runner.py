@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.tools import free_port, host_key
+from vmimage.access.known_hosts import host_name, known_keys, record
+from vmimage.cache.store import Store
+from vmimage.commands.run_image import run_release
+from vmimage.stages.release.dist import Release
+from vmimage.util.console import Console
+from vmimage.util.errors import HostError
+from vmimage.util.settings import Options, options
+from vmimage.vm.forwards import FORWARDS
+from vmimage.vm.machine import make_overlay
+
+
+def talking_disk(folder: Path, text: bytes) -> Path:
+    """Return a disk that writes a text to the serial port and switches the machine off."""
+    # xor ax,ax; mov ds,ax; mov si,text; mov dx,0x3f8; next: lodsb; test al,al; jz off; out dx,al; jmp next
+    code = b"\x31\xc0\x8e\xd8\xbe\x1a\x7c\xba\xf8\x03\xac\x84\xc0\x74\x03\xee\xeb\xf8"
+    # off: mov dx,0x604; mov ax,0x2000; out dx,ax; hlt; text:
+    code += b"\xba\x04\x06\xb8\x00\x20\xef\xf4" + text + b"\0"
+    (folder / "disk.raw").write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    make_overlay(folder / "disk.raw", "raw", folder / "overlay.qcow2")
+    return folder / "overlay.qcow2"
+
+
+def start(chosen: Options, ports: Mapping[str, int], disk: Path) -> None:
+    """Do what `invoke run --disk` does."""
+    manifest = {"machine": {"cpus": 1, "memory": "64 MiB"}}
+    run_release(
+        Release(image="small", version="1", path=disk.parent, manifest=manifest),
+        chosen,
+        Store(chosen.cache),
+        Console(json_lines=True),
+        profile="virtio",
+        firmware="bios",
+        ports=ports,
+        public_keys=[],
+        disk=disk,
+    )
+
+
+def test_keys_that_a_machine_tells_replace_those_of_the_last_one_at_its_port(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, last, other = host_key("ed25519"), host_key("ed25519"), host_key("ecdsa")
+    ports = {name: free_port() for name in FORWARDS}
+    here, elsewhere = host_name("127.0.0.1", ports["ssh"]), host_name("127.0.0.1", 1)
+    chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_STATE": f"{tmp_path}/state"}, accelerator="tcg")
+    record(chosen.known_hosts, here, [last, other])
+    record(chosen.known_hosts, elsewhere, [last])
+    line = f"[    9.1] host-keys[312]: vmimage-host-key {ours.get_name()} {ours.get_base64()}\r\n"
+    start(chosen, ports, talking_disk(tmp_path, line.encode()))
+    assert known_keys(chosen.known_hosts, here) == [ours]
+    assert known_keys(chosen.known_hosts, elsewhere) == [last]
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["keys"] for event in events if event["event"] == "host-keys"] == [{"ssh-ed25519": ours.fingerprint}]
+
+
+def test_run_that_cannot_start_leaves_the_keys_of_the_machine_that_has_the_port(tmp_path: Path) -> None:
+    key = host_key("ed25519")
+    chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_STATE": f"{tmp_path}/state"}, accelerator="tcg")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        record(chosen.known_hosts, host_name("127.0.0.1", port), [key])
+        with pytest.raises(HostError, match="in use on localhost"):
+            start(chosen, {"ssh": port}, tmp_path / "overlay.qcow2")
+    assert known_keys(chosen.known_hosts, host_name("127.0.0.1", port)) == [key]

@@ -1,0 +1,5 @@
+"""Where k3s has its data."""
+
+from pathlib import Path
+
+DATA = Path("/var/lib/rancher/k3s")
