@@ -34,7 +34,8 @@ def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output
 
 @task(
     help={
-        "unit": "only what needs no build (about two minutes)",
+        "unit": "only what starts no program (seconds)",
+        "host": "that, and what needs the programs of this host, but no build (minutes)",
         "keyword": "only tests that match (pytest -k)",
         "vagrant": "with `vagrant up` of the libvirt box, which takes minutes",
         "real-k3s": "a mirror of k3s's files: dev-env is tested with them, containers included, instead of a stand-in",
@@ -44,6 +45,7 @@ def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output
 def test(
     _: Context,
     unit: bool = False,
+    host: bool = False,
     keyword: str = "",
     vagrant: bool = False,
     real_k3s: str = "",
@@ -52,7 +54,7 @@ def test(
     """Run the tests, with lint and real builds."""
     from dev.test import run_tests
 
-    run_tests(unit=unit, keyword=keyword, vagrant=vagrant, real_k3s=real_k3s, k3s_version=k3s_version)
+    run_tests(unit=unit, host=host, keyword=keyword, vagrant=vagrant, real_k3s=real_k3s, k3s_version=k3s_version)
 
 
 @task()

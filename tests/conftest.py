@@ -11,6 +11,20 @@ import pytest
 from tests.sftp_client import Client, served
 from vmimage.access.confined import Folder
 
+TESTS = Path(__file__).parent
+# Seconds that one test may take; with the real k3s, e2e waits for hours where it must.
+TIERS = {"unit": 60, "host": 600, "e2e": 5 * 3600}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their tier, so that `-m host` takes them, and bound them."""
+    for item in items:
+        tier = item.path.relative_to(TESTS).parts[0]
+        if tier in TIERS:
+            item.add_marker(tier)
+            item.add_marker(pytest.mark.timeout(TIERS[tier]))
+
+
 IMAGES = """\
 default: small
 bases:

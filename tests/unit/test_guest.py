@@ -137,7 +137,7 @@ def test_damaged_file_knows_nobody(here: Here, text: bytes) -> None:
         assert here.log_in(ED25519.fingerprint) == ED25519
 
 
-@pytest.mark.parametrize("host_key", [None, ED25519.fingerprint])
+@pytest.mark.parametrize("host_key", [None, ED25519.fingerprint], ids=["unknown", "given"])
 def test_what_does_not_answer_ssh_is_told(here: Here, host_key: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "SECONDS", 0.5)
     with pytest.raises(HostError, match="no machine answers ssh"):

@@ -66,6 +66,7 @@ def test_torn_lines_are_no_keys() -> None:
         b"vmimage-host-key ssh-ed25519 \r\n",
         b"vmimage-host-key ssh-ed25519 " + b"A" * 100000,
     ],
+    ids=["as ecdsa", "as ed25519", "rsa", "length", "more", "word", "byte", "point", "nothing", "long"],
 )
 def test_what_is_not_exactly_a_key_of_its_kind_is_none(wrong: bytes) -> None:
     assert told_keys(wrong) == {}
