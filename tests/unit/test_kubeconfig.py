@@ -277,3 +277,32 @@ def test_order_of_keys_stays(tmp_path: Path) -> None:
     path.write_text("users: []\nkind: Config\nclusters: []\ncontexts: []\n")
     write(path, merged(read(path), OURS))
     assert list(yaml.safe_load(path.read_text())) == ["users", "kind", "clusters", "contexts", "current-context"]
+
+
+BY_HAND = """\
+# mine
+apiVersion: v1
+kind: Config
+clusters:
+- name: work  # behind the VPN
+  cluster:
+    server: 'https://192.0.2.1'
+    insecure-skip-tls-verify: yes
+# the people
+users:
+- name: work
+  user: {token: "0123"}
+contexts: []
+current-context: work
+"""
+
+
+def test_what_its_user_wrote_stays_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text(BY_HAND)
+    write(path, merged(read(path), OURS))
+    lines = path.read_text().splitlines()
+    assert [line for line in BY_HAND.splitlines() if line not in lines] == ["contexts: []"]
+    assert read(path)["contexts"] == OURS["contexts"]
+    write(path, removed(read(path), "dev-env"))
+    assert path.read_text() == BY_HAND

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
+import io
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import paramiko
 import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from vmimage.access.login import read_answer
 from vmimage.util.errors import HostError, InputError
@@ -137,12 +141,15 @@ def merged(present: Config, ours: Config, *, force: bool = False, use: bool = Fa
                 f"the kubeconfig has a cluster {name} already, at {other}",
                 hint="give ours another name with --context, or replace that one with --force",
             )
-    result = dict(present) or {"apiVersion": "v1", "kind": "Config"}
+    result = copy.deepcopy(present) or {"apiVersion": "v1", "kind": "Config"}
     for section in SECTIONS:
-        entries = list(result.get(section) or [])
         (new,) = ours[section]
-        there = any(entry["name"] == name for entry in entries)
-        result[section] = [new if entry["name"] == name else entry for entry in entries] + ([] if there else [new])
+        entries = result[section] = result.get(section) or []
+        where = [index for index, entry in enumerate(entries) if entry["name"] == name]
+        for index in where:
+            entries[index] = new
+        if not where:
+            entries.append(new)
     if use or not result.get("current-context"):
         result["current-context"] = name
     return result
@@ -150,10 +157,12 @@ def merged(present: Config, ours: Config, *, force: bool = False, use: bool = Fa
 
 def removed(present: Config, name: str) -> Config:
     """Return a kubeconfig without the entries of a name; pure."""
-    result = {
-        key: [entry for entry in value or [] if entry["name"] != name] if key in SECTIONS else value
-        for key, value in present.items()
-    }
+    result = copy.deepcopy(present)
+    for section in SECTIONS:
+        entries = result.get(section) or []
+        for index in reversed(range(len(entries))):
+            if entries[index]["name"] == name:
+                del entries[index]
     if result.get("current-context") == name:
         result["current-context"] = ""
     return result
@@ -166,8 +175,8 @@ def read(path: Path) -> Config:
         InputError: It is not a kubeconfig; the line is named where there is one.
     """
     try:
-        data = yaml.safe_load(path.read_text()) if path.exists() else None
-    except yaml.YAMLError as error:
+        data = _round_trip().load(path.read_text()) if path.exists() else None
+    except YAMLError as error:
         raise InputError(f"{path} is not YAML: {error}", hint="correct it; nothing was changed") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}", hint="nothing was changed") from error
@@ -177,7 +186,7 @@ def read(path: Path) -> Config:
         entries = data.get(section) if isinstance(data, dict) else [None]
         if not all(isinstance(entry, dict) and "name" in entry for entry in entries or []):
             raise InputError(f"{path}: {section} is not a list of name and {inner}", hint="nothing was changed")
-    return dict(data)
+    return cast("Config", data)
 
 
 def chosen_file(given: str | None, environment: Mapping[str, str], home: Path) -> Path:
@@ -188,15 +197,22 @@ def chosen_file(given: str | None, environment: Mapping[str, str], home: Path) -
 
 
 def text_of(config: Config) -> str:
-    """Return a kubeconfig as YAML."""
-    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    """Return a kubeconfig as YAML; one that was read keeps its comments, quotes and order."""
+    text = io.StringIO()
+    _round_trip().dump(config, text)
+    return text.getvalue()
+
+
+def _round_trip() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    # Certificates are long words; a line that is broken is no longer as its user wrote it.
+    yaml.width = 1 << 20
+    return yaml
 
 
 def write(path: Path, config: Config) -> Path | None:
-    """Replace a kubeconfig, whole and readable by its user only; returns the backup of the old one, if there was one.
-
-    Comments are not kept; the backup has them.
-    """
+    """Replace a kubeconfig, whole and readable by its user only; returns the backup of the old one, if any."""
     backup = None
     if path.exists():
         backup = path.with_name(f"{path.name}.vmimage-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
