@@ -21,7 +21,7 @@ from vmimage.spec.model import AllFormats
 from vmimage.stages.base import write_disk
 from vmimage.stages.export import ExportStage
 from vmimage.stages.verify import checks
-from vmimage.stages.verify.checks import Check, dealt_tests, read_junit
+from vmimage.stages.verify.checks import Check, dealt_tests, known_seconds, note_seconds, read_junit
 from vmimage.stages.verify.machine import Identities
 from vmimage.stages.verify.matrix import boots
 from vmimage.stages.verify.stage import VerifyStage
@@ -61,27 +61,40 @@ def test_no_junit_is_no_pass(tmp_path: Path) -> None:
 
 
 def test_every_check_runs_in_one_machine_and_those_of_the_machine_in_each() -> None:
-    dealt = [dealt_tests(FACTS, i, 2) for i in range(2)]
+    dealt = [dealt_tests(FACTS, i, 2, {}) for i in range(2)]
     assert [hand[0] for hand in dealt] == ["test_machine.py"] * 2
     others = [name for hand in dealt for name in hand[1:]]
     expected = {f"test_{component}.py" for component in FACTS["components"]} | {"test_system_networks.py"}
     assert sorted(others) == sorted(expected)
 
 
-def test_checks_are_dealt_by_size_and_run_in_the_order_of_the_components(
+def test_checks_are_dealt_by_size_or_time_and_run_in_the_order_of_the_components(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "IMAGE_TESTS", tmp_path)
     for name, size in {"a": 40, "b": 50, "c": 30, "c_long": 55, "d": 1}.items():
         (tmp_path / f"test_{name}.py").write_text("#" * size)
-    dealt = [dealt_tests({"components": ["a", "b", "c", "d"]}, i, 2) for i in range(2)]
+    dealt = [dealt_tests({"components": ["a", "b", "c", "d"]}, i, 2, {}) for i in range(2)]
     assert dealt[0] == ["test_machine.py", "test_c.py", "test_c_long.py", "test_d.py"]
     assert dealt[1] == ["test_machine.py", "test_a.py", "test_b.py"]
+    # Or by the time that they took before; one that is new, by its size at their pace.
+    pace = tmp_path / "pace.json"
+    assert known_seconds(pace) == {}
+    (tmp_path / "work/m").mkdir(parents=True)
+    cases = "".join(f'<testcase classname="tests.image.test_{name}" time="{seconds}"/>' for name, seconds in
+                    (("a", 1), ("a", 99), ("b", 1), ("c", 1), ("c_long", 1)))  # fmt: skip
+    (tmp_path / "work/m/junit.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    note_seconds(pace, tmp_path / "work")
+    assert known_seconds(pace) == {"test_a.py": 100, "test_b.py": 1, "test_c.py": 1, "test_c_long.py": 1}
+    dealt = [dealt_tests({"components": ["a", "b", "c", "d"]}, i, 2, known_seconds(pace)) for i in range(2)]
+    assert dealt[0] == ["test_machine.py", "test_a.py"]
+    pace.write_text("[")
+    assert known_seconds(pace) == {}
 
 
 def test_component_without_checks_is_refused() -> None:
     with pytest.raises(VerifyError, match="the component other,"):
-        dealt_tests({"components": ["system", "other"]}, 0, 2)
+        dealt_tests({"components": ["system", "other"]}, 0, 2, {})
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from vmimage.disk.raw import RawDisk
 from vmimage.formats.all import BY_NAME, kind_of
 from vmimage.formats.format import write_raw
 from vmimage.stages.release import dist as releasing
+from vmimage.stages.verify.checks import PACE, known_seconds, note_seconds
 from vmimage.stages.verify.matrix import boots
 from vmimage.stages.verify.subject import File, Subject, image_facts, opened_disk, require_recorded
 from vmimage.stages.verify.verdict import verify
@@ -67,9 +68,11 @@ def verify_file(path: Path, options: Options, store: Store, console: Console) ->
             memory=machine["memory"],
             cpus=machine["cpus"],
             build_key=known.get("build_key", ""),
+            seconds=known_seconds(store.root / PACE),
         )
         log_dir = console.log_dir or work
         verdict = verify(subject, work, accelerator, step, evidence=log_dir / "verify")
+        note_seconds(store.root / PACE, work)
         shutil.copytree(work, log_dir / "verify", dirs_exist_ok=True)
     return verdict
 

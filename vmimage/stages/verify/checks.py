@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,14 @@ from xml.etree import ElementTree as ET
 
 from vmimage import PROJECT
 from vmimage.util.errors import VerifyError
+from vmimage.util.files import written_beside
 from vmimage.util.run import run, tail
 
 IMAGE_TESTS = PROJECT / "tests" / "image"
 # An emulated machine with a cluster in it, beside another one, takes its time.
 TEST_SECONDS = 5400.0
+PACE = "seconds-of-checks.json"
+"""In the cache: how long each file of checks took when it ran last."""
 DISK_TESTS = ("test_hygiene.py",)
 MACHINE_TESTS = ("test_machine.py",)
 
@@ -61,17 +65,44 @@ def check_files(facts: Mapping[str, object], folder: Path) -> list[str]:
     return files
 
 
-def dealt_tests(facts: Mapping[str, object], machine: int, machines: int) -> list[str]:
+def dealt_tests(facts: Mapping[str, object], machine: int, machines: int, seconds: Mapping[str, float]) -> list[str]:
     """Return the files to run in one of some machines: those about machines in each, any other in one of them.
 
-    The largest is dealt first, each to the machine that has least so far: a file's size stands for the time it takes.
+    The longest is dealt first, each to the machine that has least so far.
+
+    Args:
+        seconds: File -> how long it took before; one that is not there counts by its size.
     """
     files = [file for file in check_files(facts, IMAGE_TESTS) if file not in MACHINE_TESTS]
     sizes = {file: (IMAGE_TESTS / file).stat().st_size for file in files}
+    known = {file: seconds[file] for file in files if file in seconds}
+    pace = sum(known.values()) / sum(sizes[file] for file in known) if known else 1.0
+    weights = {file: known.get(file, size * pace) for file, size in sizes.items()}
     hands: list[list[str]] = [[] for _ in range(machines)]
-    for file in sorted(files, key=sizes.__getitem__, reverse=True):
-        min(hands, key=lambda hand: sum(sizes[name] for name in hand)).append(file)
+    for file in sorted(files, key=weights.__getitem__, reverse=True):
+        min(hands, key=lambda hand: sum(weights[name] for name in hand)).append(file)
     return [*MACHINE_TESTS, *(file for file in files if file in hands[machine])]
+
+
+def known_seconds(path: Path) -> dict[str, float]:
+    """Return how long each file of checks took when it ran last; nothing where that is not known."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        if isinstance(found, dict) and all(isinstance(each, float) for each in found.values()):
+            return found
+    return {}
+
+
+def note_seconds(path: Path, work: Path) -> None:
+    """Note how long each file of checks took, by the JUnit files of all sessions."""
+    seconds: dict[str, float] = {}
+    for junit in sorted(work.glob("*/junit.xml")):
+        for case in ET.parse(junit).getroot().iter("testcase"):  # noqa: S314 - our own pytest wrote it
+            file = f"{case.get('classname', '').rpartition('.')[2]}.py"
+            seconds[file] = seconds.get(file, 0.0) + float(case.get("time", 0))
+    # Without it, the next run deals by size.
+    with contextlib.suppress(OSError), written_beside(path) as beside:
+        beside.write_text(json.dumps(known_seconds(path) | seconds))
 
 
 def run_tests(

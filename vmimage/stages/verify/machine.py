@@ -103,9 +103,8 @@ def check_machine(
         with cloned(disk.path, disk.format, hardware, folder, hostname=f"verify-{index}", grow_by=GROW_BYTES) as clone:
             context = _come_up(clone, check, identities, folder, step)
             context |= {"facts": subject.facts, "firmware": boot.firmware, "hostname": f"verify-{index}"}
-            run_tests(
-                check, dealt_tests(subject.facts, index, len(subject.boots)), context, _hosts(clone, folder), folder
-            )
+            files = dealt_tests(subject.facts, index, len(subject.boots), subject.seconds)
+            run_tests(check, files, context, _hosts(clone, folder), folder)
             step.now(f"{boot.name}: {check.tests} tests, {len(check.failures)} failed")
             if check.failures and rooms.kept:
                 # One that hangs is kept as it is.

@@ -15,7 +15,7 @@ from vmimage.spec.model import MachineSpec
 from vmimage.stages.bake.stage import BakeStage
 from vmimage.stages.export import ExportStage
 from vmimage.stages.stage import StoredStage
-from vmimage.stages.verify.checks import DISK_TESTS, check_files
+from vmimage.stages.verify.checks import DISK_TESTS, PACE, check_files, known_seconds, note_seconds
 from vmimage.stages.verify.matrix import Boot, boots
 from vmimage.stages.verify.subject import File, Subject
 from vmimage.stages.verify.verdict import VERDICT, verify
@@ -85,6 +85,8 @@ class VerifyStage(StoredStage):
     def make(self, work: Path, step: Step) -> Mapping[str, object]:
         files = self.export.exported.items()
         folder = self.export.result.path
+        context = self.context
+        pace = context.store.root / PACE
         subject = Subject(
             files=[File(kind=kind, path=folder / str(facts["name"])) for kind, facts in files],
             boots=self.boots,
@@ -92,9 +94,11 @@ class VerifyStage(StoredStage):
             memory=self.machine.memory,
             cpus=self.machine.cpus,
             build_key=self.build_key,
+            seconds=known_seconds(pace),
         )
-        context = self.context
-        return verify(subject, work, context.accelerator(), step, evidence=context.evidence, keep=context.keep)
+        verdict = verify(subject, work, context.accelerator(), step, evidence=context.evidence, keep=context.keep)
+        note_seconds(pace, work)
+        return verdict
 
     @property
     def verdict(self) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmimage.disk.raw import RawDisk
@@ -32,6 +32,7 @@ class Subject:
         boots: In which machines the files are booted.
         facts: What the image should say of itself: image, components, versions, build.
         build_key: The public key of its bake, if known.
+        seconds: File of checks -> how long it took before, by which they are dealt to machines.
     """
 
     files: Sequence[File]
@@ -40,6 +41,7 @@ class Subject:
     memory: str
     cpus: int
     build_key: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def image_facts(disk: RawDisk, work: Path) -> Mapping[str, object]:
