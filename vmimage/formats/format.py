@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vmimage.formats.contained import require_self_contained
 from vmimage.util.errors import VerifyError
 from vmimage.util.firmware import FirmwareName
 from vmimage.util.model import Model
@@ -41,6 +43,13 @@ class Opened:
 
     path: Path
     format: str
+
+    @property
+    def alone(self) -> str:
+        """How QEMU's programs are told to open this file, as this format, and nothing that it names."""
+        backing = {"backing": None} if self.format in ("qcow2", "vmdk") else {}
+        file = {"driver": "file", "filename": str(self.path.absolute())}
+        return f"json:{json.dumps({'driver': self.format, **backing, 'file': file})}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +96,14 @@ class Format:
 
 
 def checked(disk: Opened) -> Opened:
-    """Let qemu-img look whether a disk is sound.
+    """Look whether a disk is sound, and names no other file.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: It is not, or does.
+        OSError: It cannot be read.
     """
-    done = run(["qemu-img", "check", "-f", disk.format, disk.path], check=False)
+    require_self_contained(disk.path, disk.format)
+    done = run(["qemu-img", "check", disk.alone], check=False)
     if done.returncode:
         raise ValueError(f"its disk is damaged: {done.output.strip()}")
     return disk
@@ -104,4 +115,4 @@ def write_raw(disk: Opened, to: Path) -> None:
     Raises:
         VerifyError: It cannot be read.
     """
-    run(["qemu-img", "convert", "-f", disk.format, "-O", "raw", disk.path, to], error=VerifyError)
+    run(["qemu-img", "convert", "-O", "raw", disk.alone, to], error=VerifyError)
