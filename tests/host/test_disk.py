@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vmimage.disk.ext4 import read_tree
 from vmimage.disk.raw import RawDisk, extents
 from vmimage.stages.bake.stage import seal_disk
 from vmimage.stages.base import write_disk
@@ -32,16 +33,16 @@ def test_root_partition_is_found(disk: RawDisk) -> None:
     assert disk.root == f"{disk.path}?offset={128 << 20}"
 
 
-def test_dump_copies_a_folder_under_its_own_path(disk: RawDisk, tmp_path: Path) -> None:
-    copy = disk.dump("/etc", tmp_path)
-    assert copy == tmp_path / "etc"
-    assert (copy / "sub/key").read_bytes().startswith(SECRET)
-
-
-@pytest.mark.parametrize("folder", ["/none", "/etc/../etc", "/"])
-def test_dump_refuses_what_is_not_there_or_would_leave_its_place(disk: RawDisk, tmp_path: Path, folder: str) -> None:
-    with pytest.raises(VerifyError):
-        disk.dump(folder, tmp_path)
+def test_tree_is_read_by_path_and_follows_no_link(disk: RawDisk, tmp_path: Path) -> None:
+    tree = read_tree(disk, tmp_path)
+    assert tree.read("/etc/sub/key").startswith(SECRET)
+    assert [node.path for node in tree.find("/etc/s*")] == ["/etc/sub", "/etc/sub/key"]
+    for path in ("/none", "/etc", "/etc/link", "/etc/link/key", "/etc/../etc/sub/key", "etc/sub/key"):
+        with pytest.raises(VerifyError, match="the image has no file"):
+            tree.read(path)
+    with pytest.raises(VerifyError, match="more than 3"):
+        tree.read("/etc/sub/key", most=3)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_search_finds_bytes_and_their_file(disk: RawDisk) -> None:

@@ -13,7 +13,7 @@ from vmimage.cache.store import Store
 from vmimage.commands.run_image import run_release
 from vmimage.stages.release.dist import Release
 from vmimage.util.console import Console
-from vmimage.util.errors import HostError
+from vmimage.util.errors import HostError, VerifyError
 from vmimage.util.settings import Options, options
 from vmimage.vm.forwards import FORWARDS
 from vmimage.vm.machine import make_overlay
@@ -30,9 +30,10 @@ def talking_disk(folder: Path, text: bytes) -> Path:
     return folder / "overlay.qcow2"
 
 
-def start(chosen: Options, ports: Mapping[str, int], disk: Path) -> None:
+def start(chosen: Options, ports: Mapping[str, int], disk: Path, sha256: str = "") -> None:
     """Do what `invoke run --disk` does."""
-    manifest = {"machine": {"cpus": 1, "memory": "64 MiB"}}
+    files = {"qcow2": {"name": disk.name, "sha256": sha256}}
+    manifest = {"machine": {"cpus": 1, "memory": "64 MiB"}, "files": files}
     run_release(
         Release(image="small", version="1", path=disk.parent, manifest=manifest),
         chosen,
@@ -72,3 +73,10 @@ def test_run_that_cannot_start_leaves_the_keys_of_the_machine_that_has_the_port(
         with pytest.raises(HostError, match="in use on localhost"):
             start(chosen, {"ssh": port}, tmp_path / "overlay.qcow2")
     assert known_keys(chosen.known_hosts, host_name("127.0.0.1", port)) == [key]
+
+
+def test_file_that_is_not_the_released_one_is_not_started(tmp_path: Path) -> None:
+    chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_STATE": f"{tmp_path}/state"}, accelerator="tcg")
+    ports = {name: free_port() for name in FORWARDS}
+    with pytest.raises(VerifyError, match="is not what its manifest says"):
+        start(chosen, ports, talking_disk(tmp_path, b""), sha256="0" * 64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from vmimage.disk.ext4 import Tree, read_tree
 from vmimage.disk.raw import RawDisk
 
 SAW_CHARACTERS = 1000
@@ -93,12 +93,9 @@ def disk(context: Context) -> RawDisk:
 
 
 @pytest.fixture(scope="session")
-def tree(disk: RawDisk) -> Iterator[Path]:
-    """The folders of the exported disk in which traces stay, copied to this host."""
-    with tempfile.TemporaryDirectory(prefix="vmimage-tree-") as folder:
-        for name in ("/etc", "/var/log", "/var/lib", "/var/cache", "/root", "/home", "/tmp"):  # noqa: S108
-            disk.dump(name, Path(folder))
-        yield Path(folder)
+def tree(disk: RawDisk, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The files of the exported disk."""
+    return read_tree(disk, tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture

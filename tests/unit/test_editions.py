@@ -25,9 +25,9 @@ PINNED: list[tuple[type[Keyed], str, int, str]] = [
     (BaseStage, "stages/base.py", 3, "3c4017d21b5f"),
     (BakeStage, "stages/bake/layers.py stages/bake/machine.py stages/bake/payload.py stages/bake/position.py "
                 "stages/bake/snapshot.py stages/bake/stage.py", 4, "98274b750997"),
-    (ExportStage, "stages/export.py formats/*.py", 3, "3a71d1af2da3"),
+    (ExportStage, "stages/export.py formats/*.py", 3, "b1e4c7a73380"),
     (VerifyStage, "stages/verify/stage.py stages/verify/verdict.py stages/verify/machine.py "
-                  "stages/verify/subject.py stages/verify/checks.py", 3, "f8d9e014df72"),
+                  "stages/verify/subject.py stages/verify/checks.py", 3, "e94f62b9a3a1"),
 ]  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from vmimage.formats.all import open_disk
 from vmimage.spec.load import load_spec
 from vmimage.spec.model import port_range, size_bytes
 from vmimage.stages.release.dist import Release, choose
+from vmimage.stages.verify.subject import File, require_recorded
 from vmimage.util.console import Console
-from vmimage.util.errors import BuildError, InputError
+from vmimage.util.errors import BuildError, InputError, VerifyError
 from vmimage.util.firmware import FirmwareName
 from vmimage.util.ports import require_free, taken
 from vmimage.util.settings import Options
@@ -132,13 +133,21 @@ def _overlay(release: Release, disk: Path | None, work: Path) -> Path:
 
     Args:
         disk: One that keeps it; else it is in `work`.
+
+    Raises:
+        VerifyError: The release's file is not the one that was released, or is refused.
     """
     overlay = disk or work / "overlay.qcow2"
+    kind = release.first_kind
+    path = release.file(kind).resolve()
+    require_recorded(File(kind=kind, path=path, recorded_sha256=str(release.manifest["files"][kind].get("sha256", ""))))
     if not overlay.exists():
-        kind = release.first_kind
         unpacked = disk.with_name(f"{disk.name}.base") if disk else work / "base"
         unpacked.mkdir(exist_ok=True)
-        opened = open_disk(kind, release.file(kind).resolve(), unpacked)
+        try:
+            opened = open_disk(kind, path, unpacked)
+        except ValueError as error:
+            raise VerifyError(f"{path.name} is refused: {error}", hint="download or build it again") from error
         make_overlay(opened.path, opened.format, overlay)
     return overlay
 

@@ -16,6 +16,7 @@ from vmimage.cache.store import Store
 from vmimage.pipeline import open_store
 from vmimage.util.console import Console
 from vmimage.util.errors import VmimageError
+from vmimage.util.printable import printable
 from vmimage.util.run import orderly_signals
 from vmimage.util.settings import Options
 
@@ -30,7 +31,7 @@ def errors_shown(console: Console) -> Iterator[None]:
     except VmimageError as error:
         console.event("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
         hint = f"\n\n{error.hint}" if error.hint else ""
-        raise Exit(f"\n{error.message}{hint}{where}", code=error.exit_code) from None
+        raise Exit(printable(f"\n{error.message}{hint}{where}"), code=error.exit_code) from None
     except KeyboardInterrupt:
         raise Exit(f"\nstopped; nothing half-made was kept{where}", code=130) from None
     except OSError as error:
@@ -38,7 +39,7 @@ def errors_shown(console: Console) -> Iterator[None]:
             raise Exit(code=141) from None
         logging.getLogger("vmimage").exception("unexpected")
         console.event("error", message=str(error), hint="", exit_code=3)
-        raise Exit(f"\n{error}{where}", code=3) from None
+        raise Exit(printable(f"\n{error}{where}"), code=3) from None
 
 
 def _reader_has_gone() -> bool:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import stat
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmimage.disk.raw import RawDisk
+from vmimage.disk.raw import RawDisk, read_range
 from vmimage.util.errors import VerifyError
 from vmimage.util.run import run
 
 ROOT_INODE = 2
 JOURNAL_INODE = 8
 CHUNK = 4 << 20
+
+MOST_READ_BYTES = 1 << 20
+"""Of a file that is looked into."""
+MOST_NODES = 2_000_000
+MOST_LEVELS = 250
+"""Of a tree; a folder that contains itself has no end."""
+AT_ONCE = 20_000
+"""Requests to one call of debugfs."""
+MOST_ANSWER_BYTES = 256 << 20
+SECONDS = 600.0
+"""For one call of debugfs."""
 
 _SECTION = re.compile(r"^debugfs: .*\n", re.MULTILINE)
 _ENTRY = re.compile(r"^/(\d+)/(\d{6})/(\d+)/(\d+)/(.*)/(\d*)/$", re.MULTILINE)
@@ -71,6 +83,44 @@ class Root:
     free: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True)
+class Tree:
+    """The files of a disk, by their paths; nothing of it is copied to this host, and no link is followed."""
+
+    disk: Path
+    nodes: Mapping[str, Node]
+
+    def find(self, pattern: str) -> list[Node]:
+        """Return what has a path of this form; * stands for slashes too."""
+        return [node for path, node in self.nodes.items() if fnmatch.fnmatchcase(path, pattern)]
+
+    def read(self, path: str, *, most: int = MOST_READ_BYTES) -> bytes:
+        """Return the bytes of a regular file.
+
+        Raises:
+            VerifyError: It is none, or larger than `most`.
+        """
+        node = self.nodes.get(path)
+        if not node or not stat.S_ISREG(node.mode):
+            raise VerifyError(f"the image has no file {path}")
+        if node.size > most:
+            raise VerifyError(f"{path} of the image has {node.size} bytes, more than {most}")
+        with self.disk.open("rb") as file:
+            return b"".join(contents(node, lambda start, end: read_range(file.fileno(), start, end)))
+
+
+def read_tree(disk: RawDisk, work: Path) -> Tree:
+    """Read what is in the root file system of a disk.
+
+    Args:
+        work: A folder for a temporary file.
+
+    Raises:
+        VerifyError: There is none, or it cannot be read.
+    """
+    return Tree(disk.path, {node.path: node for node in read_root(disk, work).nodes})
+
+
 def read_root(disk: RawDisk, work: Path) -> Root:
     """Read the root file system of a disk.
 
@@ -81,7 +131,7 @@ def read_root(disk: RawDisk, work: Path) -> Root:
         VerifyError: There is none, or it cannot be read.
     """
     start = int(disk.root.rsplit("=", 1)[1])
-    groups = run(["dumpe2fs", disk.root], error=VerifyError).output
+    groups = _run(["dumpe2fs", disk.root])
     block, count = (_number(name, groups) for name in ("Block size", "Block count"))
     found = list(_walk(disk, work))
     inodes = sorted({inode for _, inode, *_ in found} | {JOURNAL_INODE})
@@ -180,32 +230,67 @@ def _long_target(node: Node, read: Callable[[int, int], bytes]) -> str:
 
 
 def _walk(disk: RawDisk, work: Path) -> Iterator[tuple[str, int, int, int, int, int]]:
-    """Yield (path, inode, mode, uid, gid, size) of everything below the root, one call of debugfs a level."""
+    """Yield (path, inode, mode, uid, gid, size) of everything below the root, one call of debugfs a level.
+
+    Raises:
+        VerifyError: It is no tree (a name that stands twice or holds a slash, a folder in itself), or of absurd size.
+    """
     level = [("", ROOT_INODE)]
-    while level:
+    folders, count = {ROOT_INODE}, 0
+    for _ in range(MOST_LEVELS):
         below = []
         listings = _ask(disk, [f"ls -p <{inode}>" for _, inode in level], work)
         for (folder, _), listing in zip(level, listings, strict=True):
-            for number, mode, uid, gid, name, size in _ENTRY.findall(listing):
-                if name in (".", "..") or number == "0":
-                    continue
-                yield f"{folder}/{name}", int(number), int(mode, 8), int(uid), int(gid), int(size or 0)
-                if stat.S_ISDIR(int(mode, 8)):
-                    below.append((f"{folder}/{name}", int(number)))
+            for name, inode, mode, uid, gid, size in _entries(disk, folder, listing):
+                count += 1
+                if stat.S_ISDIR(mode):
+                    below.append((f"{folder}/{name}", inode))
+                    if inode in folders:
+                        raise VerifyError(f"{disk.path}: {folder} contains a folder that is elsewhere, too")
+                    folders.add(inode)
+                yield f"{folder}/{name}", inode, mode, uid, gid, size
+        if count > MOST_NODES:
+            raise VerifyError(f"{disk.path} holds more than {MOST_NODES} files")
+        if not below:
+            return
         level = below
+    raise VerifyError(f"{disk.path} has folders that are more than {MOST_LEVELS} levels deep")
+
+
+def _entries(disk: RawDisk, folder: str, listing: str) -> Iterator[tuple[str, int, int, int, int, int]]:
+    """Yield (name, inode, mode, uid, gid, size) of what debugfs lists of a folder."""
+    names = set[str]()
+    for line in filter(None, listing.splitlines()):
+        entry = _ENTRY.fullmatch(line)
+        if not entry:
+            raise VerifyError(f"{disk.path}: cannot read the folder {folder or '/'}: {line}")
+        inode, mode, uid, gid, name, size = entry.groups()
+        if name in (".", "..") or inode == "0":
+            continue
+        if "/" in name or name in names:
+            raise VerifyError(f"{disk.path}: {folder or '/'} has a name that is none, or twice: {name}")
+        names.add(name)
+        yield name, int(inode), int(mode, 8), int(uid), int(gid), int(size or 0)
 
 
 def _ask(disk: RawDisk, requests: Sequence[str], work: Path) -> list[str]:
     """Return what debugfs says to each request."""
+    answers: list[str] = []
     script = work / "debugfs.requests"
-    script.write_text("".join(f"{request}\n" for request in requests))
-    output = run(["debugfs", "-f", script, disk.root], error=VerifyError).output
-    script.unlink()
-    # It repeats each request before the answer; what it says of itself comes before the first.
-    answers = _SECTION.split(output)[1:]
+    for start in range(0, len(requests), AT_ONCE):
+        some = requests[start : start + AT_ONCE]
+        script.write_text("".join(f"{request}\n" for request in some))
+        output = _run(["debugfs", "-f", script, disk.root])
+        script.unlink()
+        # It repeats each request before the answer; what it says of itself comes before the first.
+        answers += _SECTION.split(output)[1:]
     if len(answers) != len(requests):
         raise VerifyError(f"cannot read the root file system of {disk.path}: debugfs answered in another form")
     return answers
+
+
+def _run(argv: Sequence[str | Path]) -> str:
+    return run(argv, error=VerifyError, timeout=SECONDS, most_output=MOST_ANSWER_BYTES).output
 
 
 def _number(name: str, header: str) -> int:

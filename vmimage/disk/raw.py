@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vmimage.util.errors import VerifyError
-from vmimage.util.run import run, tail
+from vmimage.util.run import run
 
 ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 """Partition type of an x86-64 root, see the Discoverable Partitions Specification."""
@@ -34,23 +34,6 @@ class RawDisk:
         if len(starts) != 1:
             raise VerifyError(f"{self.path} has {len(starts)} root partitions instead of one")
         return f"{self.path}?offset={starts[0] * table.get('sectorsize', 512)}"
-
-    def dump(self, folder: str, to: Path) -> Path:
-        """Copy a folder of the root file system below `to`, under its own path; owners are not kept.
-
-        Raises:
-            VerifyError: It cannot be read, or was copied there before.
-        """
-        copy = to / folder.strip("/")
-        if not copy.is_relative_to(to) or ".." in copy.parts or copy.exists():
-            raise VerifyError(f"cannot copy {folder} of {self.path} to {copy}")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        output = self._debugfs(f'rdump "{folder}" "{copy.parent}"')
-        # debugfs exits with 0 whatever happens; as an ordinary user it also says that it cannot change owners.
-        said = [line for line in output.splitlines()[1:] if "changing ownership" not in line]
-        if said or not copy.is_dir():
-            raise VerifyError(f"cannot read {folder} of {self.path}:{tail(chr(10).join(said))}")
-        return copy
 
     def owner(self, offset: int) -> str:
         """Return the path of the file that holds a byte of the disk; nothing for free space and outside the root."""

@@ -22,7 +22,14 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from vmimage.util.printable import printable
+
 log = logging.getLogger("vmimage")
+
+
+def _safe(text: str) -> str:
+    """Return a text for Rich: without its markup, and without what a terminal would obey."""
+    return escape(printable(text))
 
 
 class Step:
@@ -39,7 +46,7 @@ class Step:
         """Say what is being done at this moment."""
         self._emit("step", text)
         if self._progress and self._task is not None:
-            self._progress.update(self._task, note=escape(text))
+            self._progress.update(self._task, note=_safe(text))
 
     def wait(self) -> None:
         """Say that another process is making the same result."""
@@ -49,7 +56,7 @@ class Step:
         """Add a bar; the function returned takes the bytes that are done, and all of them if that is known."""
         if not self._progress:
             return lambda *_: None
-        progress, task = self._progress, self._progress.add_task(f"  {label}", total=None, note="", size="")
+        progress, task = self._progress, self._progress.add_task(f"  {_safe(label)}", total=None, note="", size="")
 
         def update(done: int, total: int | None) -> None:
             size = human_bytes(done) + (f" of {human_bytes(total)}" if total else "")
@@ -65,6 +72,12 @@ class _RunLog(logging.FileHandler):
             super().handleError(record)
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as a line of the log, which people read in terminals."""
+        return printable(super().format(record))
+
+
 class Console:
     """What one run prints, and its log file."""
 
@@ -76,7 +89,7 @@ class Console:
         if log_dir:
             log_dir.mkdir(parents=True, exist_ok=True)
             handler = _RunLog(log_dir / "run.log", encoding="utf-8")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+            handler.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s"))
             log.addHandler(handler)
             log.setLevel(logging.DEBUG)
             log.propagate = False
@@ -86,7 +99,7 @@ class Console:
         log.info("%s %s", event, json.dumps(fields, default=str, ensure_ascii=False))
         if self.json_lines:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            line = json.dumps({"time": now, "event": event, **fields}, default=str, ensure_ascii=False)
+            line = json.dumps({"time": now, "event": event, **fields}, default=str)
             # Stages work in threads: one write a line, or lines would mix.
             with self._writing:
                 sys.stdout.write(f"{line}\n")
@@ -96,7 +109,7 @@ class Console:
         """Print a line of a task's answer for people, on standard output; progress is on standard error."""
         log.info("%s", text)
         if not self.json_lines:
-            print(text, flush=True)  # noqa: T201 - standard output is the interface here
+            print(printable(text), flush=True)  # noqa: T201 - standard output is the interface here
 
     @contextlib.contextmanager
     def stage(self, name: str, what: str) -> Iterator[Step]:
@@ -104,14 +117,14 @@ class Console:
         self.event("start", stage=name, what=what)
         live = self._rich.is_terminal and not self.json_lines
         progress = _progress(self._rich) if live else None
-        task = progress.add_task(f"{name:<8}", total=None, note=escape(what), size="") if progress else None
+        task = progress.add_task(f"{name:<8}", total=None, note=_safe(what), size="") if progress else None
         if not live and not self.json_lines:
-            self._rich.print(f"{_clock()} {name:<8} {escape(what)}", soft_wrap=True)
+            self._rich.print(f"{_clock()} {name:<8} {_safe(what)}", soft_wrap=True)
 
         def emit(event: str, text: str) -> None:
             self.event(event, stage=name, what=text)
             if not live and not self.json_lines:
-                self._rich.print(f"{_clock()} {name:<8}   {escape(text)}", soft_wrap=True)
+                self._rich.print(f"{_clock()} {name:<8}   {_safe(text)}", soft_wrap=True)
 
         step = Step(emit, progress, task)
         started = time.monotonic()
@@ -127,7 +140,7 @@ class Console:
             if not self.json_lines:
                 mark = "[green]✔[/]" if good else "[red]✘[/]"
                 clock = "" if live else f"{_clock()} "
-                self._rich.print(f"{clock}{mark} {name:<8} {seconds:6.1f} s  {escape(outcome)}", soft_wrap=True)
+                self._rich.print(f"{clock}{mark} {name:<8} {seconds:6.1f} s  {_safe(outcome)}", soft_wrap=True)
 
 
 def read_event(line: str) -> dict[str, Any] | None:

@@ -130,6 +130,7 @@ def run(
     timeout: float | None = None,
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
+    most_output: int | None = None,
     error: type[VmimageError] = BuildError,
 ) -> Completed:
     """Run a command to its end; every line of its output goes to the log, and to `on_line`.
@@ -137,17 +138,21 @@ def run(
     Args:
         timeout: Seconds until it is killed.
         check: Raise `error`, with the end of the output, when it exits with another status than 0.
+        most_output: Characters that it may say, for one that reads what is not ours.
 
     Raises:
-        VmimageError: (the type given as `error`) it failed or took longer than `timeout`.
+        VmimageError: (the type given as `error`) it failed, took longer than `timeout`, or said too much.
     """
     started = time.monotonic()
-    lines: list[str] = []
+    lines, said = list[str](), 0
     with spawn(argv, confine=confine, env=env, cwd=cwd, output=subprocess.PIPE) as process:
         assert process.stdout is not None  # noqa: S101 - PIPE was asked for; this tells mypy
         threading.Thread(target=_end_group, args=(process.pid,), daemon=True).start()
         with _deadline(process, timeout) as expired:
-            for raw in process.stdout:
+            while raw := process.stdout.readline(most_output or -1):
+                said += len(raw)
+                if most_output and said > most_output:
+                    raise error(f"`{shlex.join(map(str, argv))}` says more than {most_output} characters")
                 line = raw.rstrip("\n")
                 lines.append(line)
                 log.debug("| %s", line)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmimage.disk.ext4 import read_tree
 from vmimage.disk.raw import RawDisk
 from vmimage.formats.all import open_disk
 from vmimage.formats.format import Opened
@@ -50,13 +51,12 @@ def image_facts(disk: RawDisk, work: Path) -> Mapping[str, object]:
     Raises:
         VerifyError: It says nothing, so vmimage did not make it.
     """
-    folder = work / "facts"
-    folder.mkdir()
     try:
-        facts = json.loads((disk.dump("/etc/vmimage", folder) / "release.json").read_text())
-        if not all(isinstance(facts[key], list if key == "components" else dict) for key in ("components", "versions")):
+        facts = json.loads(read_tree(disk, work).read("/etc/vmimage/release.json"))
+        texts = [facts["image"], *facts["components"], *facts["versions"], *facts["versions"].values()]
+        if not isinstance(facts["components"], list) or not all(isinstance(each, str) for each in texts):
             raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, VmimageError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, VmimageError) as error:
         raise VerifyError(
             "the image has no readable /etc/vmimage/release.json, so it is not known what it should contain",
             hint="verify images that vmimage built",

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from invoke.exceptions import Exit
+
+from vmimage.commands.session import errors_shown
+from vmimage.util.console import Console
+from vmimage.util.errors import VerifyError
+from vmimage.util.printable import printable
+
+HOSTILE = "title \x1b]0;owned\x07 \x9b31m red \x1b]52;c;eA==\x07 back\rover \u202eturned \udcff end"
+SHOWN = r"title \x1b]0;owned\x07 \x9b31m red \x1b]52;c;eA==\x07 back\x0dover \u202eturned \xff end"
+
+
+def test_what_a_terminal_would_obey_is_shown() -> None:
+    assert printable(HOSTILE) == SHOWN
+    assert printable("größe ✔\ttwo\nlines") == "größe ✔\ttwo\nlines"
+    assert printable(SHOWN) == SHOWN
+
+
+@given(st.text())
+def test_nothing_else_is_left(text: str) -> None:
+    shown = printable(text)
+    assert not [each for each in shown if not each.isprintable() and each not in "\n\t\u00a0"]
+    shown.encode()
+
+
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_console_log_and_errors_show_it(json_lines: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    console = Console(log_dir=tmp_path, json_lines=json_lines)
+    console.say(HOSTILE)
+    with console.stage("stage", HOSTILE) as step:
+        step.now(HOSTILE)
+        step.outcome = HOSTILE
+    with pytest.raises(Exit) as ended, errors_shown(console):
+        raise VerifyError(HOSTILE, hint=HOSTILE)
+    for handler in logging.getLogger("vmimage").handlers:
+        handler.flush()
+    out, err = capsys.readouterr()
+    log = (tmp_path / "run.log").read_text()
+    for text in (out, err, log, str(ended.value)):
+        assert not {"\x1b", "\x9b", "\x07", "\r", "\u202e", "\udcff"} & set(text)
+    if json_lines:
+        said = [json.loads(line) for line in io.StringIO(out)]
+        assert HOSTILE in [event.get("what") for event in said], "a machine gets it as it is"
+    else:
+        assert SHOWN in out
+        assert err.replace("\n", "").count("owned") == 3
