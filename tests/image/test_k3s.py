@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from testinfra.host import Host
 
 from .conftest import Context
@@ -45,6 +46,12 @@ def test_machine_answers_for_name_servers_where_pods_ask(host: Host) -> None:
         "cat $(sed -n 's/^resolv-conf: //p' /etc/rancher/k3s/config.yaml)"
     )
     assert host.check_output("python3 -c %s", LOOK_UP) == "127.0.0.1"
+
+
+@pytest.mark.usefixtures("real")
+def test_kubelet_waits_until_a_slow_machine_has_unpacked_an_image(host: Host) -> None:
+    found = json.loads(host.check_output("kubectl get --raw /api/v1/nodes/dev-env/proxy/configz"))
+    assert found["kubeletconfig"]["runtimeRequestTimeout"] == "15m0s"
 
 
 def test_containers_are_ended_before_the_machine_goes_down(root: Host) -> None:

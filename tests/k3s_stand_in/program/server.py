@@ -34,7 +34,7 @@ from tests.k3s_stand_in.program.version import COMES_UP
 SETTINGS = {
     "write-kubeconfig": "/etc/rancher/k3s/k3s.yaml", "write-kubeconfig-mode": "0600", "write-kubeconfig-group": "",
     "node-name": "", "node-ip": "", "tls-san": [], "disable": [], "https-listen-port": "6443", "data-dir": str(DATA),
-    "flannel-iface": "", "resolv-conf": "", "bind-address": "0.0.0.0",  # noqa: S104 - as the real one
+    "flannel-iface": "", "resolv-conf": "", "kubelet-arg": [], "bind-address": "0.0.0.0",  # noqa: S104 - as the real one
 }  # fmt: skip
 
 
