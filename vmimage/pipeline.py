@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from vmimage import PROJECT, host
+from vmimage.cache.ours import is_entry
 from vmimage.cache.store import Store
 from vmimage.plan import Plan, make_plan
 from vmimage.spec.load import load_spec
@@ -160,6 +161,7 @@ def planned(plan: Plan, options: Options, store: Store) -> Iterator[tuple[str, s
 def open_store(options: Options) -> Store:
     """Open the cache, and forget the oldest logs."""
     store = Store(options.cache)
-    for old in sorted((store.root / "logs").iterdir())[: -KEPT_LOGS or None]:
-        store.remove("logs", old.name)
+    logs = sorted(path.name for path in (store.root / "logs").iterdir() if is_entry("logs", path.name))
+    for old in logs[: -KEPT_LOGS or None]:
+        store.remove("logs", old)
     return store

@@ -90,21 +90,23 @@ def test_what_the_latest_releases_were_made_from_is_needed(store: Store, tmp_pat
 
 @pytest.mark.parametrize("kind", ["logs", "kept", "partial"])
 def test_what_a_running_build_writes_stays(store: Store, kind: str) -> None:
-    for name in ("old", "running"):
+    form = f"{'{:064x}'}-{'0' * 12}" if kind == "partial" else "20261127-10000{}-build-image-1"
+    old, running = form.format(1), form.format(2)
+    for name in (old, running):
         (store.root / kind / name).mkdir(parents=True)
-    store.hold(kind, "running")
-    assert [entry.name for entry in care.clean(Store(store.root), 0, ())] == [f"{kind}/old"]
+    store.hold(kind, running)
+    assert [entry.name for entry in care.clean(Store(store.root), 0, ())] == [f"{kind}/{old}"]
 
 
 def test_everything_goes_when_nothing_is_to_be_kept(store: Store) -> None:
     made(store, "base", "a")
-    (store.root / "files" / "ab").write_text("x")
-    (store.root / "kept" / "run").mkdir()
-    (store.root / "logs" / "run").mkdir()
+    (store.root / "files" / f"{1:064x}").write_text("x")
+    for folder in ("kept", "logs"):
+        (store.root / folder / "20261127-100000-build-image-1").mkdir()
     (store.root / "host.json").write_text("{}")
     care.clean(store, 0, ())
     care.remove_rest(store)
-    assert sorted(path.name for path in store.root.iterdir()) == ["locks", "work"]
+    assert sorted(path.name for path in store.root.iterdir()) == ["CACHEDIR.TAG", "locks", "work"]
     assert not list((store.root / "work").iterdir())
 
 

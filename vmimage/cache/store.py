@@ -7,6 +7,8 @@
     locks/                  flock(2), so a lock dies with its process: one for who makes a result, one for who uses it
     logs/RUN/               one folder a run, the newest kept
 
+CACHEDIR.TAG marks the folder as ours; one that holds other things is refused. Only names of our form are removed.
+
 A work folder whose lock nobody holds belongs to a process that died; the next run removes it. A result whose files
 have another size or time than when it was made is damaged, and is made again; bytes are compared when asked, and
 before anything new is made from them.
@@ -30,6 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from vmimage.cache.ours import is_entry, open_root
 from vmimage.cache.result import AFTER, INPUTS, LAYER, META, Result, stage_key
 from vmimage.disk.raw import content_digest
 from vmimage.util.console import Step, human_bytes
@@ -59,8 +62,9 @@ class Store:
         # Locks on results that this process uses, as file descriptors: they end with the process.
         self._used: dict[str, int] = {}
         try:
+            open_root(root)
             for name in FOLDERS:
-                (root / name).mkdir(parents=True, exist_ok=True)
+                (root / name).mkdir(exist_ok=True)
         except OSError as error:
             raise HostError(
                 f"cannot write to the cache {root}: {error.strerror}", hint="set VMIMAGE_CACHE to another folder"
@@ -326,13 +330,15 @@ class Store:
         removed = []
         # Of what nobody holds, and of work folders further down, whose locks tell whether they are in use.
         for path in (self.root / "locks").iterdir():
-            if path.name.startswith("work-"):
+            if path.name.startswith("work-") or not path.is_file():
                 continue
             file = self.try_lock(path.name)
             if file:
                 with file:
                     path.unlink()
         for path in sorted((self.root / "work").iterdir()):
+            if not is_entry("work", path.name):
+                continue
             lock = self.root / "locks" / f"work-{path.name}"
             with lock.open("w") as file, contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmimage.cache.ours import REMEMBERED, is_entry
 from vmimage.cache.result import AFTER, LAYER, META
 from vmimage.cache.store import Store
 from vmimage.commands.session import session
-from vmimage.stages.release.dist import latest_releases
+from vmimage.stages.release.dist import latest_releases, remove_releases
 from vmimage.util.console import human_bytes
 from vmimage.util.errors import InputError
 from vmimage.util.files import freed_by_removal
@@ -51,7 +51,7 @@ def entries(store: Store) -> list[Entry]:
     """Return all that is in the cache, in the order of the stages."""
     found = []
     for path in sorted(store.root.glob("*/*")):
-        if path.parent.name in NO_ENTRIES:
+        if path.parent.name in NO_ENTRIES or not is_entry(path.parent.name, path.name):
             continue
         meta = path / META
         state = path.lstat()
@@ -144,7 +144,8 @@ def remove_rest(store: Store) -> None:
     """Remove what the cache remembers of this host, and folders that are empty."""
     for path in sorted(store.root.iterdir()):
         if path.is_file():
-            path.unlink()
+            if path.name in REMEMBERED:
+                path.unlink()
         elif path.name not in NO_ENTRIES:
             # A running build may put something there at any time; it makes the folder where it is missing.
             with contextlib.suppress(OSError):
@@ -178,5 +179,7 @@ def clean_cache(chosen: Options, *, keep: str, releases: bool) -> None:
         left = entries(store)
         console.say(f"{human_bytes(sum(entry.size for entry in left))} are left in {store.root}")
         if releases and chosen.dist.exists():
-            shutil.rmtree(chosen.dist)
-            console.say(f"removed {chosen.dist}")
+            for path in remove_releases(chosen.dist):
+                console.say(f"removed {path}")
+            if chosen.dist.exists():
+                console.say(f"{chosen.dist} stays: it holds something that is no release")

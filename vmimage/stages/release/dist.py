@@ -88,6 +88,25 @@ def latest_releases(dist: Path) -> list[Release]:
     return list(found.values())
 
 
+def remove_releases(dist: Path) -> list[Path]:
+    """Remove all releases and what unfinished ones left, and nothing else; returns what was removed."""
+    removed = []
+    for folder in sorted(path for path in dist.iterdir() if path.is_dir() and not path.is_symlink()):
+        for path in sorted(folder.iterdir()):
+            whole = VERSION_FORM.match(path.name) and not path.is_symlink() and (path / MANIFEST).is_file()
+            link = path.name == LATEST and path.is_symlink()
+            if whole or link or LEFT_FORM.match(path.name) or (path.name == LOCK and path.is_file()):
+                remove_tree(path)
+                removed += [path] if whole else []
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    for lock in dist.glob(LOCK):
+        lock.unlink()
+    with contextlib.suppress(OSError):
+        dist.rmdir()
+    return removed
+
+
 def is_of(release: Release, verdict: Mapping[str, Any], *, check: bool) -> bool:
     """Tell whether a release holds exactly the files that a verdict speaks of, and is proven at least as well.
 

@@ -1,0 +1,81 @@
+"""What in a cache is ours: a folder that we marked, and in it names of our form. Nothing else is ever removed."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from vmimage.util.errors import InputError
+
+TAG = "CACHEDIR.TAG"
+SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
+"""By which backup programs know caches; source: the Cache Directory Tagging Specification (bford.info/cachedir)."""
+OWNER = "# A cache of vmimage: all of it can be removed, and is made again when it is needed."
+MARK_SECONDS = 2.0
+"""Within which another process that just made the folder has marked it."""
+
+_RUN = r"\d{8}-\d{6}-[a-z-]+-\d+"
+FORMS = {
+    "files": r"[0-9a-f]{64}",
+    "partial": r"[0-9a-f]{64}-[0-9a-f]{12}",
+    "work": r"[a-z]+-[0-9a-f]{8}",
+    "logs": _RUN,
+    "kept": _RUN,
+}
+KEY = r"[0-9a-f]{16}"
+"""Of the results of a stage, in a folder of its name."""
+STAGE = r"[a-z]+"
+REMEMBERED = ("accelerator.json", "host.json", "seconds-of-checks.json")
+"""Files about this host."""
+
+
+def is_entry(folder: str, name: str) -> bool:
+    """Tell whether a name in a folder of the cache is of our form."""
+    return bool(re.fullmatch(STAGE, folder) and re.fullmatch(FORMS.get(folder, KEY), name))
+
+
+def open_root(root: Path) -> None:
+    """Make the folder of a cache, and mark it as ours.
+
+    Raises:
+        InputError: It holds something and is not marked: other things of the user, perhaps.
+        OSError: It cannot be made or read.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + MARK_SECONDS
+    while not is_marked(root):
+        others = sorted(path.name for path in root.iterdir() if path.name != TAG)
+        if not others or is_of_an_earlier_version(root):
+            (root / TAG).write_text(f"{SIGNATURE}\n{OWNER}\n")
+            return
+        if time.monotonic() > end:
+            shown = ", ".join(others[:3]) + (", …" if others[3:] else "")
+            raise InputError(
+                f"{root} is no cache of vmimage, and holds other things: {shown}",
+                hint="set VMIMAGE_CACHE to a folder that is new or empty, or to a cache of vmimage",
+            )
+        time.sleep(0.1)
+
+
+def is_marked(root: Path) -> bool:
+    """Tell whether a folder carries our mark."""
+    tag = root / TAG
+    if tag.is_symlink() or not tag.is_file():
+        return False
+    with tag.open(errors="replace") as file:
+        return file.read(len(SIGNATURE) + len(OWNER) + 2).splitlines() == [SIGNATURE, OWNER]
+
+
+def is_of_an_earlier_version(root: Path) -> bool:
+    """Tell whether all that a folder holds is of our form: caches were not marked once."""
+    for path in root.iterdir():
+        if path.is_symlink() or not (path.is_dir() or path.name in REMEMBERED):
+            return False
+        if (
+            path.is_dir()
+            and path.name != "locks"
+            and not all(is_entry(path.name, each.name) for each in path.iterdir())
+        ):
+            return False
+    return (root / "locks").is_dir()
