@@ -110,7 +110,7 @@ def test_what_somebody_put_into_a_cache_stays(command: Callable[[Store], None], 
         "base/guitar/a",
         "locks/d/x",
     ]
-    mine += [f"logs/{number:03}.log" for number in range(50))]
+    mine += [f"logs/{number:03}.log" for number in range(50)]
     made(store.root, mine)
     command(store)
     assert set(mine) <= all_below(store.root).keys()
