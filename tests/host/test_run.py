@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vmimage.util.errors import BuildError, HostError
+from vmimage.util.errors import BuildError, HostError, VerifyError
 from vmimage.util.run import Confine, confined, orderly_signals, run, spawn, tail
 
 
@@ -146,3 +147,11 @@ def test_confinement_without_root_uses_a_user_namespace() -> None:
 
 def test_tail_is_indented_and_has_no_blank_lines() -> None:
     assert tail("a\n\n b\n", 5) == "\n    a\n     b"
+
+
+def test_output_without_an_end_is_cut_and_what_is_bounded_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(VerifyError, match="says more than 1000 characters"):
+        run(["sh", "-c", "yes & tr '\\0' x < /dev/zero"], most_output=1000, error=VerifyError)
+    assert run(["echo", "short"], most_output=1000).output == "short"
+    assert "short" not in [record.message.removeprefix("| ") for record in caplog.records]

@@ -155,7 +155,9 @@ def run(
                     raise error(f"`{shlex.join(map(str, argv))}` says more than {most_output} characters")
                 line = raw.rstrip("\n")
                 lines.append(line)
-                log.debug("| %s", line)
+                # What is bounded is data that is read, a list of all files for instance.
+                if not most_output:
+                    log.debug("| %s", line)
                 if on_line:
                     on_line(line)
             returncode = process.wait()
