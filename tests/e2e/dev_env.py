@@ -145,17 +145,18 @@ def kubectl(machine: Running, folder: Path, *arguments: str) -> str:
 def shared(machine: Running, folder: Path, *options: str) -> Iterator[Callable[[str], None]]:
     """Share a directory; yields what waits until `invoke share` has said something."""
     process = machine.place.start("share", str(folder), *options, *machine.log_in())
-    watchdog = threading.Timer(BOOT_SECONDS, process.kill)
-    watchdog.start()
     assert process.stdout
     assert process.stderr
     lines = process.stdout
 
     def said(text: str) -> None:
-        for line in lines:
-            if text in line:
-                return
-        pytest.fail(f"it never said {text!r}")
+        watchdog = threading.Timer(BOOT_SECONDS, process.kill)
+        watchdog.start()
+        try:
+            if not any(text in line for line in lines):
+                pytest.fail(f"it never said {text!r}: {process.stderr and process.stderr.read()}")
+        finally:
+            watchdog.cancel()
 
     try:
         with process.stdout, process.stderr:
@@ -164,7 +165,6 @@ def shared(machine: Running, folder: Path, *options: str) -> Iterator[Callable[[
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=60) == 130
     finally:
-        watchdog.cancel()
         process.kill()
         process.wait()
 

@@ -15,7 +15,7 @@ machine. STAND_IN_DNS_PORT and STAND_IN_HTTP_PORT say where, STAND_IN_LATE which
 (`traefik=20`; `metrics-server`: for ever), and STAND_IN_START_SECONDS for how long /readyz fails.
 
 It does not show: https by Traefik, `kubectl exec`, `run -i` and `port-forward`, names of the internet in pods, init
-containers, probes by commands and by what http answers, limits of memory, capabilities, namespaces of processes,
+containers, probes by commands and by what http answers, limits of memory, capabilities, a /proc of each container,
 network policies, rolling updates, the real one's need of a default route, memory and time.
 """
 

@@ -6,7 +6,8 @@ set -eu
 if [ "$1" != inside ]; then
     namespace=$1
     shift
-    nsenter --net="$namespace" unshare --mount --propagation slave /bin/sh "$0" inside "$@" &
+    # With the first process of a container all others of it end.
+    nsenter --net="$namespace" unshare --mount --propagation slave --pid --fork --kill-child /bin/sh "$0" inside "$@" &
     wait $!
     exit
 fi
