@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def test_broken_step_fails_the_build(release: Path, sandbox: Sandbox, tmp_path: 
 
 @dataclass(frozen=True)
 class Verified:
-    """Two commands that verify, of one machine each and so at the same time."""
+    """Two commands that verify, one after the other: each boots two machines at the same time."""
 
     broken: Done
     file: Path
@@ -160,15 +161,15 @@ def verified(release: Path, sandbox: Sandbox, tmp_path_factory: pytest.TempPathF
     formats = "      qcow2: {compression: zstd}\n      ova: {}\n"
     assert formats in spec.read_text()
     spec.write_text(spec.read_text().replace(formats, "      vhdx: {}\n", 1))
-    failed, by_itself = sandbox.invoke_both(broken.start("build-image", "toolbox"), "verify", str(file), "--json")
-    return Verified(failed, file, by_itself)
+    return Verified(broken.invoke("build-image", "toolbox"), file, sandbox.invoke("verify", str(file), "--json"))
 
 
 def test_broken_check_releases_nothing(verified: Verified, release: Path, sandbox: Sandbox) -> None:
     done = verified.broken
     assert done.returncode == 6
     assert "disk: test_empty_machine_id:" in done.stderr
-    assert "vhdx-hyperv-bios: test_helm_renders_a_chart" in done.stderr
+    # In one of the two machines among which the checks are divided.
+    assert re.search(r"vhdx-hyperv-bios(-again)?: test_helm_renders_a_chart", done.stderr)
     assert done.stderr.count("test_") == 2, "and nothing else failed"
     assert sandbox.versions() == [release.name, "latest"]
 
