@@ -135,10 +135,13 @@ def test_cache_that_cannot_be_written(here: Sandbox, tmp_path: Path) -> None:
 
 
 def test_clean_keeps_releases_until_asked(here: Sandbox) -> None:
-    (here.cache / "base" / "key").mkdir(parents=True)
-    (here.dist / "toolbox").mkdir(parents=True)
+    assert here.invoke("cache").returncode == 0
+    (here.cache / "base" / "0123456789abcdef").mkdir(parents=True)
+    version = here.dist / "toolbox" / "20261127-01234567"
+    version.mkdir(parents=True)
+    (version / "manifest.json").write_text("{}")
     assert here.invoke("clean").returncode == 0
     assert not (here.cache / "base").exists()
-    assert here.dist.exists()
-    assert here.invoke("clean", "--releases").returncode == 0
+    assert version.exists()
+    assert str(version) in here.invoke("clean", "--releases").stdout
     assert not here.dist.exists()
