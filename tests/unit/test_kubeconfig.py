@@ -229,7 +229,17 @@ def test_entry_of_the_same_name_with_another_server_needs_force() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [("a: [", "is not YAML"), ("clusters: [1]", "clusters is not a list"), ("[]", "is not a list")]
+    ("text", "why"),
+    [
+        ("a: [", "is not YAML"),
+        ("clusters: [1]", "clusters is not a list"),
+        ("[]", "is not a list"),
+        ("a: !!int x", "is not YAML"),
+        ("a: !!float x", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+        ("a: 1\na: 2", "is not YAML"),
+    ],
+    ids=["open", "section", "list", "int", "float", "deep", "twice"],
 )
 def test_broken_file_is_refused(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "config").write_text(text)

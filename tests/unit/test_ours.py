@@ -24,6 +24,8 @@ MINE = {
     "a stage with other things": ["locks/x", "base/0123456789abcdef/meta.json", "base/guitar.txt"],
     "another cache": ["CACHEDIR.TAG", "objects/x"],
     "an empty mark": ["photos/a.jpg", "empty"],
+    "only the mark of another": ["CACHEDIR.TAG"],
+    "only a link as a mark": [],
 }
 
 
@@ -46,11 +48,17 @@ def test_folder_with_other_things_is_refused_and_stays_as_it_is(
     root = made(tmp_path / "disk", MINE[what])
     if what == "an empty mark":
         (root / ours.TAG).symlink_to(root / "empty")
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    if what == "only a link as a mark":
+        root.mkdir()
+        (root / ours.TAG).symlink_to(outside)
     before = all_below(root)
     with pytest.raises(InputError, match="is no cache of vmimage, and holds other things: ") as refused:
         open_store(options({"VMIMAGE_CACHE": str(root)}))
     assert "VMIMAGE_CACHE" in refused.value.hint
     assert all_below(root) == before
+    assert outside.read_text() == "mine"
 
 
 def test_new_empty_and_earlier_caches_are_marked_and_opened_again(tmp_path: Path) -> None:

@@ -176,10 +176,11 @@ def read(path: Path) -> Config:
     """
     try:
         data = _round_trip().load(path.read_text()) if path.exists() else None
-    except YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}", hint="correct it; nothing was changed") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}", hint="nothing was changed") from error
+    # Values that are not of the type that they name, such as `!!int x`, are ValueErrors.
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML: {error}", hint="correct it; nothing was changed") from error
     if data is None:
         return {}
     for section, inner in SECTIONS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from pathlib import Path
@@ -45,10 +46,12 @@ def open_root(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + MARK_SECONDS
     while not is_marked(root):
-        others = sorted(path.name for path in root.iterdir() if path.name != TAG)
+        others = sorted(path.name for path in root.iterdir())
         if not others or is_of_an_earlier_version(root):
-            (root / TAG).write_text(f"{SIGNATURE}\n{OWNER}\n")
-            return
+            # New, so that no link is followed, and nothing is overwritten; another process may be first.
+            with contextlib.suppress(FileExistsError), (root / TAG).open("x") as tag:
+                tag.write(f"{SIGNATURE}\n{OWNER}\n")
+            continue
         if time.monotonic() > end:
             shown = ", ".join(others[:3]) + (", …" if others[3:] else "")
             raise InputError(
