@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import pytest
 
 from tests.e2e.conftest import Built
 from tests.sandbox import Done, Sandbox, event
+from vmimage import PROJECT
+from vmimage.spec.load import load_spec
 from vmimage.util.run import run
 
+PINS = load_spec(PROJECT / "images.yaml").pins
 STAGES = ["fetch", "base", "bake", "export", "verify", "release"]
 
 
@@ -25,9 +29,10 @@ def test_unreachable_upstream_ends_in_fetch_with_the_way_out(sandbox: Sandbox) -
     closed = Sandbox(sandbox.project, sandbox.cache, sandbox.dist, {"https_proxy": "http://127.0.0.1:9"})
     done = closed.invoke("build-image", timeout=120)
     assert done.returncode == 4
-    for file in ("k3s v1.36.4+k3s1", "k3s-airgap-images v1.36.4+k3s1"):
-        assert f"{file} (amd64) could not be had:" in done.stderr
-    assert "https://github.com/k3s-io/k3s/releases/download/v1.36.4%2Bk3s1/k3s\n" in done.stderr
+    for pin in ("k3s", "k3s-airgap-images"):
+        assert f"{pin} {PINS[pin].version} (amd64) could not be had:" in done.stderr
+    version = urllib.parse.quote(PINS["k3s"].version)
+    assert f"https://github.com/k3s-io/k3s/releases/download/{version}/k3s\n" in done.stderr
     assert "--mirror" in done.stderr
     assert "toolbox" in done.stderr
     assert "Traceback" not in done.stderr
@@ -75,7 +80,7 @@ def test_release_says_how_it_was_made_and_proven(release: Path) -> None:
         assert stage["peak_disk_bytes"] > 0
     assert manifest["peak_disk_bytes"] >= max(stage["peak_disk_bytes"] for stage in manifest["stages"].values())
     assert manifest["packages"]["sshfs"]
-    assert manifest["pins"]["kubectl"]["version"] == "v1.37.1"
+    assert manifest["pins"]["kubectl"]["version"] == PINS["kubectl"].version
     checks = {check["name"]: check for check in manifest["verdict"]["checks"]}
     assert checks.pop("clones")["passed"]
     assert set(checks) == {"disk", "qcow2-virtio-uefi", "ova-virtualbox-bios"}
@@ -113,7 +118,7 @@ def test_size_finds_nothing_that_need_not_be_there(release: Path, sandbox: Sandb
 
 
 def test_broken_pin_is_refused(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
-    good = "65691ff77eb6fa44c908b77a1082c9f092c3b9733b5cefabec0d1104890e21a8"
+    good = PINS["kubectl"].sha256["amd64"]
     broken = sandbox.broken(tmp_path / "project", "images.yaml", f"amd64: {good}", f"amd64: {'0' * 64}")
     done = broken.invoke("build-image", "toolbox", timeout=300)
     assert done.returncode == 4

@@ -33,7 +33,7 @@ from tests.e2e.dev_env import (
     until,
     with_k3s,
 )
-from tests.k3s_stand_in import NEWER, VERSION, build
+from tests.k3s_stand_in import NEWER, NEWEST, VERSION, build
 from tests.sandbox import Done, Sandbox, copy_project
 from tests.tools import free_port, update_bundle
 from vmimage import PROJECT
@@ -274,7 +274,7 @@ def test_update_to_a_newer_stand_in(machine: Running, tmp_path: Path) -> None:
 
 def test_update_to_a_stand_in_that_does_not_come_up_is_taken_back(machine: Running, tmp_path: Path) -> None:
     before = machine.said("dev-env version; kubectl get deployments --all-namespaces -o name")
-    done = update(machine, tmp_path, "v1.36.9+k3s1", comes_up=False)
+    done = update(machine, tmp_path, NEWEST, comes_up=False)
     assert done.returncode == 1
     assert "all is as it was before: not ready after 5 s of waiting: " in done.stderr
     assert machine.said("dev-env version; kubectl get deployments --all-namespaces -o name") == before

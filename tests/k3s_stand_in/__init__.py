@@ -23,15 +23,22 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import zipfile
 from pathlib import Path
 
-from tests.k3s_stand_in.program.version import VERSION
+from vmimage import PROJECT
+from vmimage.spec.load import load_spec
 
-__all__ = ["NEWER", "VERSION", "build"]
+__all__ = ["NEWER", "NEWEST", "VERSION", "build"]
 
 PROGRAM = Path(__file__).parent / "program"
-NEWER = "v1.36.5+k3s1"
+VERSION = load_spec(PROJECT / "images.yaml").pins["k3s"].version
+"""The version that the project pins, which the stand-in says it is."""
+NEWER = re.sub(r"\d+(?=\+)", lambda patch: str(int(patch[0]) + 1), VERSION)
+"""The next patch release."""
+NEWEST = re.sub(r"\d+$", lambda build: str(int(build[0]) + 1), NEWER)
+"""The one after that."""
 START = "from tests.k3s_stand_in.program.cli import main\nmain()\n"
 
 
