@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from vmimage import PROJECT
 from vmimage.util.errors import HostError, InputError
@@ -194,12 +195,7 @@ def debian_mirrors(suite: str, override: str | None) -> list[str]:
     """
     if override:
         parts = [part.strip() for part in override.replace(";", "\n").splitlines() if part.strip()]
-        for part in parts:
-            if not part.startswith(("deb ", "http://", "https://", "file:", "copy:")):
-                raise InputError(
-                    f"--deb-mirror {part!r} is neither a URL nor a `deb …` line", hint="see README: mirrors"
-                )
-        return [part if part.startswith("deb ") else f"deb {part} {suite} main" for part in parts]
+        return [_source_line(part, suite) for part in parts]
     if not shutil.which("apt-get"):
         return []
     argv = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]
@@ -210,6 +206,43 @@ def debian_mirrors(suite: str, override: str | None) -> list[str]:
         return []
     main, security = found["Debian"], found["Debian-Security"]
     return [f"deb {main} {suite} main", f"deb {main} {suite}-updates main", f"deb {security} {suite}-security main"]
+
+
+# `deb [OPTIONS] URI SUITE COMPONENTS`; options may hold spaces.
+_DEB_LINE = re.compile(r"deb\s+(?P<options>\[[^]]*\]\s+)?(?P<uri>\S+)\s+(?P<rest>\S.*)")
+_SCHEMES = re.compile(r"((tor\+|mirror\+)?https?|file|copy):", re.IGNORECASE)
+
+
+def _source_line(text: str, suite: str) -> str:
+    """Return a URL, or a `deb …` line, as a line of sources.list that mmdebstrap can use.
+
+    Raises:
+        InputError: It is neither, or names a directory that is not there.
+    """
+    line = _DEB_LINE.fullmatch(text)
+    uri = line["uri"] if line else text
+    if not _SCHEMES.match(uri) or (not line and re.search(r"\s", text)):
+        hint = "a URL, or `deb [OPTIONS] URI SUITE COMPONENTS`; file:///srv/debian for a directory"
+        raise InputError(f"--deb-mirror {text!r} is neither a URL nor a `deb …` line", hint=hint)
+    if uri.lower().startswith(("file:", "copy:")):
+        uri = _copied(uri)
+    return f"deb {line['options'] or ''}{uri} {line['rest']}" if line else f"deb {uri} {suite} main"
+
+
+def _copied(uri: str) -> str:
+    """Return the URI of a local mirror in apt's scheme `copy`.
+
+    With `file`, apt would have dpkg open the packages where they are, which inside the new root they are not.
+
+    Raises:
+        InputError: There is no such directory.
+    """
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise InputError(f"--deb-mirror {uri}: no absolute path", hint="write file:///srv/debian")
+    if not Path(unquote(parts.path)).is_dir():
+        raise InputError(f"--deb-mirror {uri}: there is no such directory", hint="is the disk with it mounted?")
+    return f"copy:{parts.path}"
 
 
 def apt_files() -> list[Path]:

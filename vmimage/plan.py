@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -13,6 +13,7 @@ import jinja2
 
 from vmimage.spec.model import SEAL_STEP, Arch, Base, Component, Image, Location, Pin, Spec, size_bytes
 from vmimage.util.errors import InputError
+from vmimage.util.masking import masked
 from vmimage.util.render import render
 
 TEMPLATE = ".j2"
@@ -29,7 +30,7 @@ class Source:
     members: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " -> ".join([f"pip download {self.where}" if self.kind == "pypi" else self.where, *self.members])
+        return " -> ".join([f"pip download {self.where}" if self.kind == "pypi" else masked(self.where), *self.members])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Plan:
         components: Of the image, in order.
         files: The pinned files of all components.
         packages: The packages of the base and of all components.
-        debian_mirrors: Lines for sources.list, or nothing for mmdebstrap's default.
+        debian_mirrors: Lines for sources.list, with credentials; or nothing for mmdebstrap's default.
         tools: Versions of the host's tools, for those stages whose result depends on them.
         period: The span of time for which the base is good.
         project: The folder of the project, whose files the stages read.
@@ -63,7 +64,7 @@ class Plan:
     components: tuple[Component, ...]
     files: tuple[PinnedFile, ...]
     packages: tuple[str, ...]
-    debian_mirrors: tuple[str, ...]
+    debian_mirrors: tuple[str, ...] = field(repr=False)
     tools: Mapping[str, str]
     period: str
     project: Path

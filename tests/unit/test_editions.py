@@ -22,7 +22,7 @@ from vmimage.stages.verify.stage import VerifyStage
 
 # Stage -> the code that makes its result (below vmimage/), its edition, and the digest of that code.
 PINNED: list[tuple[type[Keyed], str, int, str]] = [
-    (BaseStage, "stages/base.py", 3, "3c4017d21b5f"),
+    (BaseStage, "stages/base.py", 3, "c46bfb3285bf"),
     (BakeStage, "stages/bake/layers.py stages/bake/machine.py stages/bake/payload.py stages/bake/position.py "
                 "stages/bake/snapshot.py stages/bake/stage.py", 4, "98274b750997"),
     (ExportStage, "stages/export.py formats/*.py", 3, "b1e4c7a73380"),

@@ -86,8 +86,40 @@ def test_debian_mirror_override() -> None:
         "deb [trusted=yes] http://a trixie main",
         "deb http://b trixie main",
     ]
-    with pytest.raises(InputError, match="neither a URL nor"):
-        debian_mirrors("trixie", "m.invalid")
+    assert debian_mirrors("trixie", "deb [ a=b c=d ]  http://a  trixie  main contrib") == [
+        "deb [ a=b c=d ]  http://a trixie  main contrib"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("m.invalid", "neither a URL nor"),
+        ("/srv/debian", "neither a URL nor"),
+        ("deb-src http://a trixie main", "neither a URL nor"),
+        ("deb http://a", "neither a URL nor"),
+        ("http://a trixie main", "neither a URL nor"),
+        ("ftp://a/b", "neither a URL nor"),
+        ("file:srv/debian", "no absolute path"),
+        ("file://server/debian", "no absolute path"),
+        ("copy:/none/debian", "no such directory"),
+        ("deb file:///none/debian trixie main", "no such directory"),
+    ],
+)
+def test_debian_mirror_that_cannot_be_used(text: str, why: str) -> None:
+    with pytest.raises(InputError, match=why) as refused:
+        debian_mirrors("trixie", text)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("form", ["file:{}", "file://{}", "FILE://localhost{}", "copy:{}"])
+def test_local_debian_mirror_is_copied_from(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "my mirror"
+    folder.mkdir()
+    uri = str(folder).replace(" ", "%20")
+    assert debian_mirrors("trixie", form.format(uri)) == [f"deb copy:{uri} trixie main"]
+    line = f"deb [trusted=yes] {form.format(uri)} trixie main"
+    assert debian_mirrors("trixie", line) == [f"deb [trusted=yes] copy:{uri} trixie main"]
 
 
 @pytest.mark.parametrize(

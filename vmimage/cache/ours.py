@@ -43,7 +43,8 @@ def open_root(root: Path) -> None:
         InputError: It holds something and is not marked: other things of the user, perhaps.
         OSError: It cannot be made or read.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    # Work folders hold keys and sources with passwords.
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     end = time.monotonic() + MARK_SECONDS
     while not is_marked(root):
         others = sorted(path.name for path in root.iterdir())

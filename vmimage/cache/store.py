@@ -65,6 +65,9 @@ class Store:
             open_root(root)
             for name in FOLDERS:
                 (root / name).mkdir(exist_ok=True)
+            # Logs have what programs said. A cache of another user is as they want it.
+            with contextlib.suppress(PermissionError):
+                (root / "logs").chmod(0o700)
         except OSError as error:
             raise HostError(
                 f"cannot write to the cache {root}: {error.strerror}", hint="set VMIMAGE_CACHE to another folder"

@@ -33,7 +33,7 @@ def build_every(image: str | None, chosen: Options, *, jobs: int, matrix: str, j
         chosen = replace(chosen, full_matrix=full_matrix(matrix))
         if image or jobs < 1:
             raise InputError("--all goes with no image, and --jobs with 1 or more", hint="invoke build-image --all")
-        build_all(list(load_spec(chosen.spec).images), jobs, chosen.arguments, console)
+        build_all(list(load_spec(chosen.spec).images), jobs, chosen.arguments, console, chosen.environment)
 
 
 def full_matrix(matrix: str) -> bool:

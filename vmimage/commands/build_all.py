@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +34,10 @@ class Outcome:
 class _Builds:
     """Builds at work; they are ended in good order when we are."""
 
-    def __init__(self, console: Console, arguments: Sequence[str]) -> None:
+    def __init__(self, console: Console, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         self._console = console
         self._arguments = arguments
+        self._environment = environment
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._ended = False
@@ -46,7 +47,7 @@ class _Builds:
         argv = [sys.executable, "-m", "invoke", "build-image", image, "--json", *self._arguments]
         started = time.monotonic()
         log, said = "", ""
-        with spawn(argv, cwd=PROJECT, output=subprocess.PIPE) as process:
+        with spawn(argv, cwd=PROJECT, env=self._environment, output=subprocess.PIPE) as process:
             with self._lock:
                 self._running.add(process)
                 if self._ended:
@@ -87,16 +88,23 @@ class _Builds:
                 process.wait(timeout=END_SECONDS)
 
 
-def build_all(images: Sequence[str], jobs: int, arguments: Sequence[str], console: Console) -> list[Outcome]:
+def build_all(
+    images: Sequence[str],
+    jobs: int,
+    arguments: Sequence[str],
+    console: Console,
+    environment: Mapping[str, str] | None = None,
+) -> list[Outcome]:
     """Build images, `jobs` at the same time; what they share is made once, by whoever comes first.
 
     Args:
         arguments: Options of `invoke build-image` for each.
+        environment: Variables for each, beside our own: what others may not read in its arguments.
 
     Raises:
         VmimageError: Some failed; the others were built all the same. Its exit code is that of the first failure.
     """
-    builds = _Builds(console, arguments)
+    builds = _Builds(console, arguments, environment or {})
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         try:
             outcomes = list(pool.map(builds.build, images))

@@ -16,6 +16,7 @@ from vmimage.cache.store import Store
 from vmimage.pipeline import open_store
 from vmimage.util.console import Console
 from vmimage.util.errors import VmimageError
+from vmimage.util.masking import masked_argument
 from vmimage.util.printable import printable
 from vmimage.util.run import orderly_signals
 from vmimage.util.settings import Options
@@ -69,5 +70,5 @@ def session(options: Options, *, json_lines: bool = False, log: str = "") -> Ite
         store.hold("logs", name)
     console = Console(log_dir=store.root / "logs" / name if log else None, json_lines=json_lines)
     with errors_shown(console):
-        console.event("run", argv=sys.argv[1:], log=str(console.log_dir or ""))
+        console.event("run", argv=[masked_argument(each) for each in sys.argv[1:]], log=str(console.log_dir or ""))
         yield console, store

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmimage import PROJECT, host
 from vmimage.plan import BASE_DISK_BYTES, Plan, digests
-from vmimage.stages.stage import BuildContext, StoredStage
+from vmimage.stages.stage import NO_INPUT, BuildContext, StoredStage
 from vmimage.util.console import Step
 from vmimage.util.errors import BuildError
 from vmimage.util.files import disk_use, remove_tree
+from vmimage.util.masking import masked
 from vmimage.util.run import Confine, run
 
 DISK = "disk.raw"
@@ -54,7 +56,8 @@ class BaseStage(StoredStage):
         exclude: Patterns of files that are not unpacked (dpkg's path-exclude); of those, `keep` is (path-include).
         initrd: Drivers in the initrd; none for what Debian puts there.
         period: The span of time for which the lists of packages are good.
-        mirrors: Lines for sources.list; none for mmdebstrap's default.
+        mirrors: Lines for sources.list, without credentials; none for mmdebstrap's default.
+        sources: The same with credentials, which are no part of what comes out.
         files: Digests of the project's files that customize it.
         tools: Versions of tools that what comes out depends on.
     """
@@ -72,6 +75,7 @@ class BaseStage(StoredStage):
     mirrors: tuple[str, ...]
     files: Mapping[str, str]
     tools: Mapping[str, str]
+    sources: tuple[str, ...] = field(default=(), metadata=NO_INPUT, repr=False)
 
     @property
     def why(self) -> str:
@@ -93,14 +97,18 @@ def base_stage(plan: Plan, context: BuildContext) -> BaseStage:
         keep=plan.base.keep,
         initrd=plan.base.initrd,
         period=plan.period,
-        mirrors=plan.debian_mirrors,
+        mirrors=tuple(map(masked, plan.debian_mirrors)),
+        sources=plan.debian_mirrors,
         files=digests(plan.project, [HOOK.relative_to(PROJECT)]),
         tools={tool: plan.tools[tool] for tool in ("mmdebstrap", "mke2fs")},
     )
 
 
 def mmdebstrap_command(base: BaseStage, tree: Path, hook: Path = HOOK) -> list[str]:
-    """Return the command that unpacks the base into `tree` and lets `hook` customize it; pure."""
+    """Return the command that unpacks the base into `tree` and lets `hook` customize it; pure.
+
+    It reads the lines for sources.list from standard input: its arguments are for everybody on this host to read.
+    """
     return [
         "mmdebstrap",
         "--mode=root",
@@ -117,7 +125,7 @@ def mmdebstrap_command(base: BaseStage, tree: Path, hook: Path = HOOK) -> list[s
         f"--customize-hook={hook}",
         base.suite,
         str(tree),
-        *base.mirrors,
+        *(["-"] if base.sources else []),
     ]
 
 
@@ -125,13 +133,17 @@ def make_base(base: BaseStage, work: Path, step: Step, hook: Path = HOOK) -> Map
     """Make disk.raw, the kernel and initrd to start it directly, and packages.json in `work`."""
     tree = work / "tree"
     step.now(f"unpack {len(base.packages)} packages and what they need")
-    run(
-        mmdebstrap_command(base, tree, hook),
-        confine=Confine.FAKE_ROOT,
-        env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8", "INITRD": "No", "INITRD_DRIVERS": " ".join(base.initrd)},
-        timeout=TIMEOUT_SECONDS,
-        on_line=lambda line: step.now(line.removeprefix("I: ")) if line.startswith("I: ") else None,
-    )
+    with tempfile.TemporaryFile(dir=work) as sources:
+        sources.write("".join(f"{line}\n" for line in base.sources).encode())
+        sources.seek(0)
+        run(
+            mmdebstrap_command(base, tree, hook),
+            confine=Confine.FAKE_ROOT,
+            env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8", "INITRD": "No", "INITRD_DRIVERS": " ".join(base.initrd)},
+            stdin=sources.fileno(),
+            timeout=TIMEOUT_SECONDS,
+            on_line=lambda line: step.now(line.removeprefix("I: ")) if line.startswith("I: ") else None,
+        )
     packages = installed_packages(tree)
     (work / PACKAGES).write_text(json.dumps(packages, indent=1) + "\n")
     for name, pattern in ((KERNEL, "vmlinuz-*"), (INITRD, "initrd.img-*")):

@@ -22,6 +22,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from vmimage.util.masking import masked_data
 from vmimage.util.printable import printable
 
 log = logging.getLogger("vmimage")
@@ -87,7 +88,8 @@ class Console:
         self._writing = threading.Lock()
         self._rich = RichConsole(file=sys.stderr, highlight=False)
         if log_dir:
-            log_dir.mkdir(parents=True, exist_ok=True)
+            # Programs say what they like, and their output is kept: for nobody else to read.
+            log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             handler = _RunLog(log_dir / "run.log", encoding="utf-8")
             handler.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s"))
             log.addHandler(handler)
@@ -96,6 +98,7 @@ class Console:
 
     def event(self, event: str, **fields: object) -> None:
         """Log an event, and print it as a JSON line when machines are listening."""
+        fields = masked_data(fields)
         log.info("%s %s", event, json.dumps(fields, default=str, ensure_ascii=False))
         if self.json_lines:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")

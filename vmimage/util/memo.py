@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vmimage.util.files import written_beside
+from vmimage.util.masking import masked
 
 
 class Memo:
@@ -30,10 +31,11 @@ class Memo:
         if isinstance(known, list) and len(known) == 2 and known[0] == stamp:  # noqa: PLR2004 - stamp and answer
             return known[1]
         answer = ask()
-        if self._path:
+        # One with credentials is not kept.
+        if self._path and masked(str(answer)) == str(answer):
             self._answers[question] = [stamp, answer]
             # Without it the next run asks again.
-            with contextlib.suppress(OSError), written_beside(self._path) as beside:
+            with contextlib.suppress(OSError), written_beside(self._path, mode=0o600) as beside:
                 beside.write_text(json.dumps(self._answers))
         return answer
 

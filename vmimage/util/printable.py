@@ -1,13 +1,17 @@
-"""What a file, a guest or a server says, as it is shown to people: no terminal takes it for a command."""
+"""Text as it is shown to people: no terminal takes it for a command, and it tells no credentials."""
 
 from __future__ import annotations
+
+from vmimage.util.masking import masked
 
 
 def printable(text: str) -> str:
     """Return a text whose control characters are shown as `\\x1b` is; lines and tabs stay as they are.
 
     So are the marks that turn the direction of writing, and bytes that are no UTF-8 (surrogates, see os.fsdecode).
+    URLs have no user, password or query.
     """
+    text = masked(text)
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each in "\n\t\u00a0" else _shown(each) for each in text)

@@ -127,6 +127,7 @@ def run(
     confine: Confine = Confine.PROCESS,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    stdin: int = subprocess.DEVNULL,
     timeout: float | None = None,
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
@@ -145,7 +146,7 @@ def run(
     """
     started = time.monotonic()
     lines, said = list[str](), 0
-    with spawn(argv, confine=confine, env=env, cwd=cwd, output=subprocess.PIPE) as process:
+    with spawn(argv, confine=confine, env=env, cwd=cwd, output=subprocess.PIPE, stdin=stdin) as process:
         assert process.stdout is not None  # noqa: S101 - PIPE was asked for; this tells mypy
         threading.Thread(target=_end_group, args=(process.pid,), daemon=True).start()
         with _deadline(process, timeout) as expired:

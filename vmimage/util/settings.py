@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,23 +40,24 @@ class Options:
 
     @property
     def arguments(self) -> list[str]:
-        """These options as arguments of `invoke build-image`; folders go by the environment."""
-        found = [f"--mirror={mirror}" for mirror in self.mirrors]
-        for name, value in (
-            ("deb-mirror", self.debian_mirror),
-            ("accelerator", self.accelerator),
-            ("from", self.start),
-        ):
+        """These options as arguments of `invoke build-image`; folders and mirrors go by the environment."""
+        found = list[str]()
+        for name, value in (("accelerator", self.accelerator), ("from", self.start)):
             found += [f"--{name}={value}"] if value else []
         found += ["--matrix=full"] if self.full_matrix else []
         return found + ["--keep-failed"] * self.keep_failed + ["--recheck"] * self.recheck
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The mirrors, as variables: all users of a host can read the arguments of its processes."""
+        return {"VMIMAGE_MIRROR": shlex.join(self.mirrors), "VMIMAGE_DEB_MIRROR": self.debian_mirror or ""}
 
 
 ENVIRONMENT = {
     "VMIMAGE_CACHE": "folder of cached results, logs and temporary files",
     "VMIMAGE_DIST": "folder of releases",
     "VMIMAGE_STATE": "folder of the host keys of machines",
-    "VMIMAGE_MIRROR": "directories or URLs with pinned files, separated by spaces, tried first",
+    "VMIMAGE_MIRROR": "directories or URLs with pinned files, separated by spaces (quoted as in a shell), tried first",
     "VMIMAGE_DEB_MIRROR": "URL of a Debian mirror, or `deb …` lines separated by semicolons",
     "VMIMAGE_ACCELERATOR": "kvm or tcg",
 }
@@ -75,7 +77,20 @@ def options(
         cache=Path(environment.get("VMIMAGE_CACHE") or caches / "vmimage").expanduser().absolute(),
         dist=Path(environment.get("VMIMAGE_DIST") or PROJECT / "dist").expanduser().absolute(),
         state=Path(environment.get("VMIMAGE_STATE") or states / "vmimage").expanduser().absolute(),
-        mirrors=(*mirrors, *environment.get("VMIMAGE_MIRROR", "").split()),
+        mirrors=tuple(map(_absolute, (*mirrors, *_words(environment.get("VMIMAGE_MIRROR", ""))))),
         debian_mirror=debian_mirror or environment.get("VMIMAGE_DEB_MIRROR") or None,
         accelerator=accelerator or environment.get("VMIMAGE_ACCELERATOR") or None,
     )
+
+
+def _words(text: str) -> list[str]:
+    """Split a text as a shell does; one with a single quotation mark somewhere, at spaces only."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
+def _absolute(mirror: str) -> str:
+    """Return a mirror that means the same in another directory."""
+    return mirror if "://" in mirror else str(Path(mirror).expanduser().absolute())
