@@ -42,6 +42,7 @@ class PinnedFile:
     arch: Arch
     sha256: str
     sources: tuple[Source, ...]
+    most_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +216,9 @@ def pinned_file(name: str, pin: Pin, arch: Arch, mirrors: Sequence[str], project
     sources = [source for mirror in mirrors for source in _mirror_sources(mirror, name, pin, arch, own)]
     sources += [_source(location, pin.version, arch, project) for location in own]
     unique = tuple(dict.fromkeys(sources))
-    return PinnedFile(name=name, version=pin.version, arch=arch, sha256=pin.sha256[arch], sources=unique)
+    return PinnedFile(
+        name=name, version=pin.version, arch=arch, sha256=pin.sha256[arch], sources=unique, most_bytes=pin.bytes
+    )
 
 
 def _source(location: Location, version: str, arch: Arch, project: Path) -> Source:

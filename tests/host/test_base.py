@@ -45,7 +45,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package.chmod(0o755)
     (package / "DEBIAN/control").write_text(CONTROL)
     deb = root / "pool/base-files_0.1_amd64.deb"
-    argv = ["dpkg-deb", "--build", "--root-owner-group", package, deb]
+    argv = ["dpkg-deb", "--build", "--root-owner-group", str(package), str(deb)]
     subprocess.run(argv, check=True, capture_output=True)
     digest = hashlib.sha256(deb.read_bytes()).hexdigest()
     index.write_text(f"{CONTROL}Filename: pool/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n")

@@ -96,6 +96,12 @@ class Pin(Model):
 
     version: Version
     sha256: dict[Arch, Sha256] = Field(min_length=1)
+    bytes: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 50,
+        description="most bytes that the file, and archives it comes in, may have; 4 GiB when not given",
+    )
     locations: tuple[Location, ...] = Field(strict=False, min_length=1)
 
 

