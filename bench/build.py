@@ -54,7 +54,7 @@ OTHER = PinnedFile(
         ),
     ),
 )
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "dist", "__pycache__", ".*_cache", ".hypothesis")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", "dist", "__pycache__", ".*_cache", ".hypothesis")
 
 
 @contextlib.contextmanager

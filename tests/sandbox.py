@@ -144,7 +144,7 @@ def finished(process: subprocess.Popen[str], timeout: float = BUILD_SECONDS) -> 
 
 def copy_project(source: Path, to: Path) -> None:
     """Copy what a clone has, with the changes that are not committed yet."""
-    ignored = shutil.ignore_patterns(".git", ".venv", "dist", "__pycache__", ".*_cache")
+    ignored = shutil.ignore_patterns(".git", ".venv*", "dist", "__pycache__", ".*_cache")
     shutil.copytree(source, to, ignore=ignored, symlinks=True)
 
 
