@@ -14,13 +14,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from vmimage import PROJECT
-from vmimage.util.errors import HostError, InputError
+from vmimage.util.errors import HostError, InputError, VmimageError
 from vmimage.util.memo import Memo, stamps
 from vmimage.util.run import Confine, confined, run
 
 # sbin is not on the PATH of an ordinary Debian user, but sfdisk, mke2fs and mkfs.vfat are there.
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
+VERSION_SECONDS = 20.0
+MOST_VERSION = 64 << 10
 # How a tool tells its version, where `--version` is not it.
 VERSION_ARGUMENTS = {"packer": ["version"], "mke2fs": ["-V"], "mkfs.vfat": ["--help"]}
 
@@ -61,7 +63,7 @@ def tools(path: Path = PROJECT / "apt-packages.txt") -> tuple[Tool, ...]:
 
 def version_tuple(text: str) -> tuple[int, ...]:
     """Return the first dotted number in a text as numbers: "QEMU 7.2.22 (Debian…)" -> (7, 2, 22)."""
-    match = re.search(r"\d+(?:\.\d+)+", text)
+    match = re.search(r"[0-9]{1,9}(?:\.[0-9]{1,9})+(?![0-9])", text)
     return tuple(map(int, match[0].split("."))) if match else ()
 
 
@@ -78,8 +80,9 @@ def tool_version(program: str) -> str:
 
     def ask() -> str:
         argv = [program, *VERSION_ARGUMENTS.get(program, ["--version"])]
-        output = run(argv, check=False, timeout=20, error=HostError).output
-        return ".".join(map(str, version_tuple(output)))
+        done = run(argv, check=False, timeout=VERSION_SECONDS, error=HostError, most_output=MOST_VERSION)
+        # Numbers in a message of failure are those of something else, of a library that is missing for instance.
+        return "" if done.returncode else ".".join(map(str, version_tuple(done.output)))
 
     path = Path(shutil.which(program) or program).resolve()
     # A script may hand on to another program, which can change without it; Debian's mmdebstrap is one by itself.
@@ -96,8 +99,11 @@ def remember(folder: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"\x7fELF" or path == Path("/usr/bin/mmdebstrap")
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"\x7fELF" or path == Path("/usr/bin/mmdebstrap")
+    except OSError:
+        return False
 
 
 BUILD_TOOLS = ("packer", "qemu-system-x86_64", "qemu-img", "mmdebstrap", "sfdisk", "mkfs.vfat", "mke2fs", "unshare")
@@ -131,11 +137,22 @@ def examine_tool(tool: Tool) -> Finding:
     elif not shutil.which(tool.program):
         good, state = False, "not installed"
     else:
-        version = tool_version(tool.program)
-        good = not tool.minimum or version_tuple(version) >= version_tuple(tool.minimum)
-        state = (version or "installed") if good else f"{version} is older than {tool.minimum}"
+        good, state = _examine_version(tool)
     remedy = "" if good else f"apt-get install {tool.package}"
     return Finding(subject=tool.program or tool.package, good=good, state=state, why=tool.why, remedy=remedy)
+
+
+def _examine_version(tool: Tool) -> tuple[bool, str]:
+    try:
+        version = tool_version(tool.program)
+    except VmimageError as error:
+        return False, error.message
+    if not tool.minimum or version_tuple(version) >= version_tuple(tool.minimum):
+        return True, version or "installed"
+    if version:
+        return False, f"{version} is older than {tool.minimum}"
+    argv = shlex.join([tool.program, *VERSION_ARGUMENTS.get(tool.program, ["--version"])])
+    return False, f"`{argv}` tells no version"
 
 
 # --- Firmware --------------------------------------------------------------------------------------------
@@ -175,9 +192,10 @@ def find_uefi(folders: Sequence[Path] = FIRMWARE_FOLDERS) -> Firmware:
                 and mapping["executable"].get("format", "raw") == "raw"
                 and any(target["architecture"] == "x86_64" for target in found["targets"])
             )
-        except (OSError, ValueError, KeyError, TypeError):
+            there = Path(code).is_file() and Path(variables).is_file()
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # another device (memory, kernel) or a descriptor of another format
-        if suits and Path(code).is_file() and Path(variables).is_file():
+        if suits and there:
             return Firmware(code=Path(code), variables=Path(variables))
     raise HostError("no UEFI firmware for x86-64 is installed", hint="run `./bootstrap`, or `apt-get install ovmf`")
 

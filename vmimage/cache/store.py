@@ -343,9 +343,10 @@ class Store:
             if not is_entry("work", path.name):
                 continue
             lock = self.root / "locks" / f"work-{path.name}"
-            with lock.open("w") as file, contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove_tree(path)
-                lock.unlink(missing_ok=True)
-                removed.append(path.name)
+            file = self.try_lock(lock.name)
+            if file:
+                with file:
+                    remove_tree(path)
+                    lock.unlink(missing_ok=True)
+                    removed.append(path.name)
         return removed

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from vmimage.commands.session import session
 from vmimage.host import Finding, examine_tool, find_uefi, tools, user_namespaces
+from vmimage.spec.load import load_spec
+from vmimage.spec.model import size_bytes
+from vmimage.stages.verify.machine import AT_ONCE
 from vmimage.util.console import human_bytes
-from vmimage.util.errors import HostError
+from vmimage.util.errors import HostError, VmimageError
+from vmimage.util.locks import lock_file
+from vmimage.util.run import run
 from vmimage.util.settings import Options
 from vmimage.vm.accelerator import (
     ACCELERATORS,
@@ -18,46 +26,100 @@ from vmimage.vm.accelerator import (
     Accelerator,
     emulates_in_parallel,
     find_accelerator,
+    known_accelerator,
     probe_accelerator,
     probe_passed,
 )
 
+log = logging.getLogger(__name__)
+
 NEEDED_DISK = 12 << 30
-NEEDED_MEMORY = 5 << 30
+OWN_MEMORY = 1 << 30
+"""For a build beside its machines."""
+REMOTE = "afs ceph cifs coda fuseblk gfs/gfs2 gpfs kafs lustre nfs smb smb2 v9fs"
+"""What `stat --file-system` calls file systems that others may hold, and whose locks they have to keep."""
 
 
-def examine(cache_folder: Path, accelerator: str | None) -> Iterator[Finding]:
-    """Look at everything that a build needs, one finding each."""
-    for tool in tools():
-        yield examine_tool(tool)
-    yield user_namespaces()
-    if shutil.which("qemu-system-x86_64"):
-        for name in ACCELERATORS:
-            yield _accelerator(name)
-        chosen = find_accelerator(cache_folder / "accelerator.json", accelerator)
-        yield Finding(subject="accelerator", good=True, state=chosen, why="runs the guests of a build")
+def examine(options: Options, cache_folder: Path) -> Iterator[Finding]:
+    """Look at everything that a build needs, one finding each; what cannot be looked at is a finding, too."""
+    looks: list[tuple[str, Callable[[], Finding]]] = [
+        *((tool.program or tool.package, partial(examine_tool, tool)) for tool in tools()),
+        ("user namespaces", user_namespaces),
+        *((name, partial(_accelerator, name)) for name in ACCELERATORS if shutil.which("qemu-system-x86_64")),
+        ("accelerator", lambda: _chosen(cache_folder, options.accelerator)),
+        ("UEFI", _firmware),
+        ("disk", lambda: _disk(cache_folder)),
+        ("cache", lambda: _file_system(cache_folder)),
+        ("memory", lambda: _memory(options.spec)),
+    ]
+    for subject, look in looks:
+        try:
+            yield look()
+        except VmimageError as error:
+            yield Finding(subject=subject, good=False, state=error.message, why="", remedy=error.hint)
+        except Exception as error:  # a report of all that is wrong does not end at the first
+            log.exception("%s", subject)
+            yield Finding(subject=subject, good=False, state=f"{type(error).__name__}: {error}", why="")
+
+
+def _chosen(cache_folder: Path, accelerator: str | None) -> Finding:
+    chosen = find_accelerator(cache_folder / "accelerator.json", accelerator)
+    return Finding(subject="accelerator", good=True, state=chosen, why="runs the guests of a build")
+
+
+def _firmware() -> Finding:
+    state, good = "", True
     try:
-        state, good = str(find_uefi().code), True
+        state = str(find_uefi().code)
     except HostError as error:
         state, good = error.message, False
-    yield Finding(
+    return Finding(
         subject="UEFI", good=good, state=state, why="boots the image as UEFI machines do", remedy="apt-get install ovmf"
     )
+
+
+def _disk(cache_folder: Path) -> Finding:
     free = shutil.disk_usage(cache_folder).free
-    yield Finding(
+    return Finding(
         subject="disk",
         good=free >= NEEDED_DISK,
         state=f"{human_bytes(free)} free at {cache_folder}",
         why=f"a build needs up to {human_bytes(NEEDED_DISK)}",
         remedy="free some, or set VMIMAGE_CACHE to a folder on a larger disk",
     )
+
+
+def _file_system(cache_folder: Path) -> Finding:
+    """Look whether the cache is on this host, and has locks."""
+    path = cache_folder / "locks" / f"doctor-{os.getpid()}"
+    lock = lock_file(path, fcntl.LOCK_EX)
+    assert lock  # noqa: S101 - it waited
+    with lock:
+        path.unlink()
+    kind = run(["stat", "--file-system", "--format=%T", cache_folder], error=HostError, timeout=20).output.strip()
+    return Finding(
+        subject="cache",
+        good=kind not in REMOTE.split(),
+        state=f"{kind}, with locks",
+        why="keeps results; on a network file system builds are slow, and locks are as good as its server",
+        remedy="set VMIMAGE_CACHE to a folder on a disk of this host",
+        needed=False,
+    )
+
+
+def _memory(spec: Path) -> Finding:
+    """Compare this host's memory with what the machines of verify are given; one at a time is the least."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding(
+    images = load_spec(spec).images.values()
+    machine = max(size_bytes(image.machine.memory) for image in images)
+    wanted = AT_ONCE * machine + OWN_MEMORY
+    return Finding(
         subject="memory",
-        good=memory >= NEEDED_MEMORY,
+        good=memory >= wanted,
         state=human_bytes(memory),
-        why=f"two guests run at once; {human_bytes(NEEDED_MEMORY)} suffice",
-        remedy="build on a larger machine",
+        why=f"verify runs {AT_ONCE} machines of {human_bytes(machine)} at once: {human_bytes(wanted)} with the build",
+        remedy="build on a larger machine, or give the image less memory in images.yaml",
+        needed=memory < machine + OWN_MEMORY,
     )
 
 
@@ -70,7 +132,8 @@ def _accelerator(name: Accelerator) -> Finding:
             why += "; a machine's processors one by one (at the same time: QEMU 8.1 or later on x86-64)"
         return Finding(subject=name, good=True, state=state, why=why)
     hung = done.seconds >= PROBE_SECONDS
-    state = f"hung: guest code did not end within {PROBE_SECONDS:.0f} s" if hung else done.output.splitlines()[0]
+    said = done.output.strip().splitlines() or [f"exit status {done.returncode}"]
+    state = f"hung: guest code did not end within {PROBE_SECONDS:.0f} s" if hung else said[0]
     remedy = "run on the machine itself, or enable nested virtualization; builds work without it"
     return Finding(subject=name, good=False, state=state, why=why, remedy=remedy, needed=name == "tcg")
 
@@ -83,7 +146,9 @@ def examine_host(chosen: Options, *, json: bool) -> None:
     """
     with session(chosen, json_lines=json) as (console, store):
         bad = []
-        for finding in examine(store.root, chosen.accelerator):
+        if chosen.accelerator:
+            known_accelerator(chosen.accelerator)
+        for finding in examine(chosen, store.root):
             console.event("finding", **vars(finding))
             console.say(f"{finding.mark:<3} {finding.subject:<22} {finding.state:<38} {finding.why}")
             if finding.mark == "BAD":

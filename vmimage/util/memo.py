@@ -31,8 +31,8 @@ class Memo:
         if isinstance(known, list) and len(known) == 2 and known[0] == stamp:  # noqa: PLR2004 - stamp and answer
             return known[1]
         answer = ask()
-        # One with credentials is not kept.
-        if self._path and masked(str(answer)) == str(answer):
+        # One with credentials is not kept, and none that says nothing: next time there may be one.
+        if self._path and answer and masked(str(answer)) == str(answer):
             self._answers[question] = [stamp, answer]
             # Without it the next run asks again.
             with contextlib.suppress(OSError), written_beside(self._path, mode=0o600) as beside:
