@@ -12,6 +12,7 @@ from tests.tools import context_in, plan_of, step_into
 from vmimage import PROJECT
 from vmimage.cache.store import Store
 from vmimage.spec.model import SEAL_STEP
+from vmimage.stages.bake import packer as packing
 from vmimage.stages.bake.layers import Layer, Layers
 from vmimage.stages.bake.machine import packer_values
 from vmimage.stages.bake.packer import needs_plugins, write_plugins_file
@@ -21,6 +22,7 @@ from vmimage.stages.bake.stage import BakeStage, bake_stage
 from vmimage.stages.base import base_stage
 from vmimage.util.errors import BuildError
 from vmimage.util.render import hcl_string, render
+from vmimage.util.run import Completed
 from vmimage.vm.accelerator import Accelerator
 from vmimage.vm.ssh import KeyPair
 
@@ -97,6 +99,23 @@ def test_plugins_are_required_from_1_11(tmp_path: Path, version: str, needed: bo
     if needed:
         required = hcl2.load(io.StringIO(files[0].read_text()))
         assert "github.com/hashicorp/qemu" in str(required)
+
+
+def test_one_version_of_the_plugin_is_taken_where_none_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def init(command: str, folder: Path, **_: object) -> Completed:
+        asked.append(f"{command} {(folder / 'plugins.pkr.hcl').read_text()}")
+        return Completed(argv=(), returncode=0, output="", seconds=0)
+
+    monkeypatch.setattr(packing, "tool_version", lambda name: "1.11.2")
+    monkeypatch.setattr(packing, "run", lambda *a, **k: Completed(argv=(), returncode=0, output="", seconds=0))
+    monkeypatch.setattr(packing, "packer", init)
+    packing.prepare_plugins(tmp_path, asked.append)
+    assert asked[0] == "install Packer's qemu plugin 1.1.0 (packer init)"
+    assert 'version = "= 1.1.0"' in asked[1]
 
 
 def test_image_says_what_it_is(bake: BakeStage) -> None:

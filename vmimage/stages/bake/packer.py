@@ -22,6 +22,13 @@ PLUGINS_EXTERNAL_SINCE = (1, 11)
 # Packer's plugins listen on Unix sockets in its temporary folder; a socket's path has at most 107 bytes.
 LONGEST_TEMPORARY = 80
 INIT_SECONDS = 300.0
+PLUGIN_VERSIONS = ">= 1.0.9, < 2.0.0"
+"""Of the qemu plugin, where one is installed."""
+PINNED_PLUGIN = "= 1.1.0"
+"""What `packer init` takes. 1.1.2 ends guests too early: https://github.com/hashicorp/packer-plugin-qemu/issues/198
+
+A hash cannot be pinned: Packer compares with the SHA256SUMS that lie beside the file.
+"""
 
 
 def needs_plugins(packer_version: str) -> bool:
@@ -29,10 +36,10 @@ def needs_plugins(packer_version: str) -> bool:
     return version_tuple(packer_version) >= PLUGINS_EXTERNAL_SINCE
 
 
-def write_plugins_file(templates: Path, folder: Path, packer_version: str) -> None:
+def write_plugins_file(templates: Path, folder: Path, packer_version: str, wanted: str = PLUGIN_VERSIONS) -> None:
     """Render required_plugins beside the template, for those releases that understand it and need it."""
     if needs_plugins(packer_version):
-        (folder / "plugins.pkr.hcl").write_text(render(templates / "plugins.pkr.hcl.j2", {}))
+        (folder / "plugins.pkr.hcl").write_text(render(templates / "plugins.pkr.hcl.j2", {"version": wanted}))
 
 
 def packer(
@@ -78,7 +85,8 @@ def prepare_plugins(folder: Path, tell: Callable[[str], None]) -> None:
     write_plugins_file(PROJECT / "packer", folder, version)
     if not needs_plugins(version) or _plugins_installed(folder):
         return
-    tell("install Packer's qemu plugin (packer init)")
+    tell(f"install Packer's qemu plugin {PINNED_PLUGIN.removeprefix('= ')} (packer init)")
+    write_plugins_file(PROJECT / "packer", folder, version, PINNED_PLUGIN)
     done = packer("init", folder, timeout=INIT_SECONDS)
     if done.returncode:
         raise HostError(
