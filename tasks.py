@@ -11,12 +11,14 @@ from invoke.tasks import task as invoke_task
 
 from dev.tasks import bench, lint, lock, schema, test
 from vmimage.commands.positionals import allow_missing_positionals
+from vmimage.util.encoding import use_utf8
 from vmimage.util.settings import options
 
 # What a command needs is imported when it is called: `invoke --list` needs nothing of it.
 
 __all__ = ["bench", "lint", "lock", "schema", "test"]
 
+use_utf8()
 allow_missing_positionals()
 
 # Short flags would be whichever letters are free: `-h` would be `--ssh-port`.

@@ -19,7 +19,7 @@ from vmimage.util.memo import Memo, stamps
 from vmimage.util.run import Confine, confined, run
 
 # sbin is not on the PATH of an ordinary Debian user, but sfdisk, mke2fs and mkfs.vfat are there.
-os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH") or os.defpath, "/usr/sbin", "/sbin"])
 
 VERSION_SECONDS = 20.0
 MOST_VERSION = 64 << 10
@@ -80,7 +80,8 @@ def tool_version(program: str) -> str:
 
     def ask() -> str:
         argv = [program, *VERSION_ARGUMENTS.get(program, ["--version"])]
-        done = run(argv, check=False, timeout=VERSION_SECONDS, error=HostError, most_output=MOST_VERSION)
+        # Not in the caller's directory: Packer looks for plugins there, and says nothing if its name has a `[`.
+        done = run(argv, cwd=Path("/"), check=False, timeout=VERSION_SECONDS, error=HostError, most_output=MOST_VERSION)
         # Numbers in a message of failure are those of something else, of a library that is missing for instance.
         return "" if done.returncode else ".".join(map(str, version_tuple(done.output)))
 

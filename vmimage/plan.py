@@ -15,6 +15,7 @@ from vmimage.spec.model import SEAL_STEP, Arch, Base, Component, Image, Location
 from vmimage.util.errors import InputError
 from vmimage.util.masking import masked
 from vmimage.util.render import render
+from vmimage.util.settings import expanded
 
 TEMPLATE = ".j2"
 # Script of a step -> the program that it installs, beside its own files, and where.
@@ -227,7 +228,7 @@ def _source(location: Location, version: str, arch: Arch, project: Path) -> Sour
         url = location.url.format(version=quote(version, safe=""), arch=arch)
         return Source(kind="url", where=url, members=members)
     if location.path:
-        path = project / Path(location.path.format(version=version, arch=arch)).expanduser()
+        path = project / expanded(location.path.format(version=version, arch=arch))
         return Source(kind="path", where=str(path), members=members)
     return Source(kind="pypi", where=str(location.pypi), members=members)
 
@@ -245,5 +246,5 @@ def _mirror_sources(mirror: str, name: str, pin: Pin, arch: Arch, own: Sequence[
             Source(kind="url", where=f"{mirror.rstrip('/')}/{quote(file)}", members=members)
             for file, members in candidates
         ]
-    folder = Path(mirror).expanduser().absolute()
+    folder = expanded(mirror).absolute()
     return [Source(kind="path", where=str(folder / file), members=members) for file, members in candidates]

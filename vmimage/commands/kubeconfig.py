@@ -10,7 +10,7 @@ from vmimage.access.login import log_in
 from vmimage.commands.session import session
 from vmimage.commands.where import Where
 from vmimage.util.console import Console
-from vmimage.util.settings import Options
+from vmimage.util.settings import Options, home
 
 
 def add_context(
@@ -38,7 +38,7 @@ def add_context(
         if show:
             console.say(merging.text_of(ours))
             return
-        path = merging.chosen_file(kubeconfig, os.environ, Path.home())
+        path = merging.chosen_file(kubeconfig, os.environ, home())
         with merging.locked(path):
             present = merging.read(path)
             _change(path, present, merging.merged(present, ours, force=force, use=use), console)
@@ -48,7 +48,7 @@ def add_context(
 def remove_context(context: str, chosen: Options, *, kubeconfig: str | None) -> None:
     """Take a machine out again."""
     with session(chosen) as (console, _store):
-        path = merging.chosen_file(kubeconfig, os.environ, Path.home())
+        path = merging.chosen_file(kubeconfig, os.environ, home())
         with merging.locked(path):
             present = merging.read(path)
             _change(path, present, merging.removed(present, context), console)

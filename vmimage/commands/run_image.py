@@ -21,7 +21,7 @@ from vmimage.util.console import Console
 from vmimage.util.errors import BuildError, InputError, VerifyError
 from vmimage.util.firmware import FirmwareName
 from vmimage.util.ports import require_free, taken
-from vmimage.util.settings import Options
+from vmimage.util.settings import Options, home
 from vmimage.vm.accelerator import find_accelerator, machine_cpus
 from vmimage.vm.forwards import FORWARDS
 from vmimage.vm.machine import Hardware, make_overlay, start, write_seed
@@ -198,7 +198,7 @@ def run_image(
             profile=profile,
             firmware=kind,
             ports=dict(zip(FORWARDS, ports, strict=True)),
-            public_keys=[] if seed else find_public_keys(ssh_key, Path.home() / ".ssh"),
+            public_keys=[] if seed else find_public_keys(ssh_key, home() / ".ssh"),
             disk=Path(disk).absolute() if disk else None,
             seed=existing_seed(seed) if seed else None,
         )

@@ -9,6 +9,7 @@ from vmimage.access.seed import make_seed
 from vmimage.commands.run_image import find_public_keys
 from vmimage.commands.session import errors_shown
 from vmimage.util.console import Console
+from vmimage.util.settings import home
 
 
 def write_a_seed(ssh_keys: Sequence[str], to: Path, *, hostname: str, user_data: str | None, force: bool) -> None:
@@ -19,9 +20,9 @@ def write_a_seed(ssh_keys: Sequence[str], to: Path, *, hostname: str, user_data:
     """
     console = Console()
     with errors_shown(console):
-        home = Path.home() / ".ssh"
+        keys_folder = home() / ".ssh"
         named: Sequence[str | None] = ssh_keys or [None]
-        keys = [key for given in named for key in find_public_keys(given, home)]
+        keys = [key for given in named for key in find_public_keys(given, keys_folder)]
         extra = Path(user_data).expanduser() if user_data else None
         make_seed(to, public_keys=keys, hostname=hostname, user_data=extra, force=force)
         console.say(f"written: {to}; attach it to the machine as a CD or a second disk")

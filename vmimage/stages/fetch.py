@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
 PIP_SECONDS = 600.0
+PIP_OPTIONS = ["ABI", "CONSTRAINT", "DEBUG", "EDITABLE", "EXISTS_ACTION", "GROUP", "IMPLEMENTATION", "NO_BINARY"]
+PIP_OPTIONS += ["PLATFORM", "PYTHON", "PYTHON_VERSION", "REQUIREMENT", "REQUIRE_HASHES"]
 PARALLEL = 4
 STOP_SECONDS = 2.0
 """Within which downloads end when they are told to; who does not is left behind."""
@@ -289,7 +291,7 @@ def _pip_download(requirement: str, work: Path, bounds: Bounds) -> Path:
     argv += ["--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     argv += ["--dest", str(folder), requirement]
     # What users set for their own installations would refuse or change this one.
-    env = {"TMPDIR": str(work), **dict.fromkeys(("PIP_REQUIRE_HASHES", "PIP_CONSTRAINT", "PIP_NO_BINARY"), "")}
+    env = {"TMPDIR": str(work), **dict.fromkeys((f"PIP_{name}" for name in PIP_OPTIONS), "")}
     run(argv, env=env, timeout=min(PIP_SECONDS, bounds.seconds), error=FetchError)
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:

@@ -77,7 +77,7 @@ def probe_accelerator(name: Accelerator) -> Completed:
         sector = Path(folder, "probe.img")
         sector.write_bytes(PROBE_SECTOR)
         argv = ["qemu-system-x86_64", "-accel", name, "-machine", "pc", "-m", "64", "-nodefaults", "-no-user-config"]
-        argv += ["-display", "none", "-drive", f"file={sector},format=raw,if=ide,readonly=off"]
+        argv += ["-display", "none", "-drive", f"file={str(sector).replace(',', ',,')},format=raw,if=ide,readonly=off"]
         argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
         return run(argv, check=False, timeout=PROBE_SECONDS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from vmimage.stages.verify.stage import VerifyStage
 from vmimage.util.console import Step
 from vmimage.util.files import disk_use, fullness_told
 from vmimage.util.run import run
+
+GIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,14 +196,18 @@ def peak_disk_bytes(fetched: int, results: Iterable[Result]) -> int:
     return peak
 
 
-def git_state() -> dict[str, object]:
+def git_state(project: Path = PROJECT) -> dict[str, object]:
     """Return the commit of the sources, and whether files differ from it; empty outside a git checkout."""
     if not shutil.which("git"):
         return {}
+    # Variables may name another repository, or have git say more than it is asked.
+    argv = ["env", *(f"--unset={name}" for name in os.environ if name.startswith("GIT_"))]
     # The checkout may belong to another user than the one who builds; git would then refuse to look at it.
-    git = ["git", "-C", str(PROJECT), "-c", f"safe.directory={PROJECT}"]
-    commit = run([*git, "rev-parse", "HEAD"], check=False)
-    if commit.returncode:
+    git = [*argv, "git", "-C", str(project), "-c", f"safe.directory={project}"]
+    commit = run([*git, "rev-parse", "HEAD"], check=False, timeout=GIT_SECONDS)
+    # A copy without its own repository may lie in another one, which knows nothing of it.
+    ours = run([*git, "ls-files", "--error-unmatch", "--", "tasks.py"], check=False, timeout=GIT_SECONDS)
+    if commit.returncode or ours.returncode or not re.fullmatch(r"[0-9a-f]{40,64}", commit.output.strip()):
         return {}
-    changed = run([*git, "status", "--porcelain"], check=False).output
-    return {"commit": commit.output.strip(), "changed": changed.splitlines()}
+    changed = run([*git, "status", "--porcelain", "--", "."], check=False, timeout=GIT_SECONDS)
+    return {"commit": commit.output.strip(), "changed": [] if changed.returncode else changed.output.splitlines()}
