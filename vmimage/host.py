@@ -256,7 +256,10 @@ def _copied(uri: str) -> str:
     Raises:
         InputError: There is no such directory.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise InputError(f"--deb-mirror {uri}: {error}", hint="write file:///srv/debian") from error
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise InputError(f"--deb-mirror {uri}: no absolute path", hint="write file:///srv/debian")
     if not Path(unquote(parts.path)).is_dir():

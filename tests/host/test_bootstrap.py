@@ -82,7 +82,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 def version(checkout: Checkout) -> str:
     """Return the version of what is installed."""
-    argv = [checkout.root / ".venv/bin/python", "-I", "-c", "import invoke; print(invoke.version)"]
+    argv = [str(checkout.root / ".venv/bin/python"), "-I", "-c", "import invoke; print(invoke.version)"]
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -123,7 +123,7 @@ def test_nothing_is_written_where_nothing_is_missing(
     link.symlink_to(checkout.root / "bootstrap")
     checkout.root.chmod(0o555)
     try:
-        argv, env = [link, "inv", "plan"], {**os.environ, **hostile}
+        argv, env = [str(link), "inv", "plan"], {**os.environ, **hostile}
         done = subprocess.run(argv, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"invoke ['--search-root', '{checkout.root}', 'plan'] {tmp_path}\n"

@@ -101,6 +101,7 @@ def test_debian_mirror_override() -> None:
         ("http://a trixie main", "neither a URL nor"),
         ("ftp://a/b", "neither a URL nor"),
         ("file:srv/debian", "no absolute path"),
+        ("file://[::1/debian", "Invalid IPv6 URL"),
         ("file://server/debian", "no absolute path"),
         ("copy:/none/debian", "no such directory"),
         ("deb file:///none/debian trixie main", "no such directory"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def test_credentials_are_hidden(text: str, shown: str) -> None:
 )
 def test_what_is_no_credential_stays(text: str) -> None:
     assert masked(text) == text
+
+
+@pytest.mark.parametrize("piece", ["a://b:c", "a.", "~", "a:b", "x://x", "with url: ", "a@", "?a", "https://a:/", "%"])
+def test_long_texts_take_no_long_time(piece: str) -> None:
+    started = time.monotonic()
+    masked(f"@? {piece * (200_000 // len(piece))} @?")
+    assert time.monotonic() - started < 2
 
 
 def test_arguments_are_hidden_even_where_they_are_no_urls() -> None:

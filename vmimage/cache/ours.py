@@ -24,6 +24,8 @@ FORMS = {
     "logs": _RUN,
     "kept": _RUN,
 }
+PRIVATE = ("logs", "work")
+"""Folders with what programs said, keys, and sources with passwords."""
 KEY = r"[0-9a-f]{16}"
 """Of the results of a stage, in a folder of its name."""
 STAGE = r"[a-z]+"
@@ -60,6 +62,15 @@ def open_root(root: Path) -> None:
                 hint="set VMIMAGE_CACHE to a folder that is new or empty, or to a cache of vmimage",
             )
         time.sleep(0.1)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of a cache, if it is not there."""
+    path.mkdir(exist_ok=True)
+    if path.name in PRIVATE:
+        # A cache of another user is as they want it.
+        with contextlib.suppress(PermissionError):
+            path.chmod(0o700)
 
 
 def is_marked(root: Path) -> bool:

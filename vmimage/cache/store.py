@@ -32,7 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from vmimage.cache.ours import is_entry, open_root
+from vmimage.cache.ours import is_entry, make_folder, open_root
 from vmimage.cache.result import AFTER, INPUTS, LAYER, META, Result, stage_key
 from vmimage.disk.raw import content_digest
 from vmimage.util.console import Step, human_bytes
@@ -64,10 +64,7 @@ class Store:
         try:
             open_root(root)
             for name in FOLDERS:
-                (root / name).mkdir(exist_ok=True)
-            # Logs have what programs said. A cache of another user is as they want it.
-            with contextlib.suppress(PermissionError):
-                (root / "logs").chmod(0o700)
+                make_folder(root / name)
         except OSError as error:
             raise HostError(
                 f"cannot write to the cache {root}: {error.strerror}", hint="set VMIMAGE_CACHE to another folder"

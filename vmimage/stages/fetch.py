@@ -33,7 +33,7 @@ from vmimage.util.files import fullness_told, sha256_file
 from vmimage.util.masking import masked
 from vmimage.util.run import kill_running, run
 from vmimage.util.settings import Bounds, fetch_bounds
-from vmimage.util.transfer import Progress, UnavailableError, Watch, attempt, plain_words
+from vmimage.util.transfer import Progress, UnavailableError, Watch, attempt, plain_words, require_size
 from vmimage.util.unpack import extract_member
 
 log = logging.getLogger(__name__)
@@ -230,6 +230,7 @@ def _obtain(source: Source, file: PinnedFile, store: Store, work: Path, progress
     if source.kind == "path":
         if not Path(source.where).is_file():
             raise UnavailableError("no such file")
+        require_size(Path(source.where).stat().st_size, bounds.most_bytes)
         if not source.members:
             shutil.copyfile(source.where, got)
             return got

@@ -13,16 +13,18 @@ MASK = "***"
 
 Value = TypeVar("Value")
 
+# Texts may be long and made to be slow: each repetition is bounded, or ends where another match may begin.
+_SCHEME = r"[a-z][a-z0-9+.-]{0,30}://"
 # What stands before the @ of a URL's host. A password with an unencoded slash makes its start look like a host, behind
 # which no port comes: all up to the last @ is hidden then.
 _USER = re.compile(
-    r"""(?P<scheme>\b[a-z][a-z0-9+.-]*://)
-        (?: [^\s/?\#]*@ | [^\s/?\#@]*:(?!\d*(?:[^\w%]|$))\S*@ )""",
+    rf"""(?P<scheme>{_SCHEME})
+        (?: [^\s/?\#]*@ | [^\s/?\#@]*:(?!\d*(?:[^\w%]|$))(?:(?!://)\S)*@ )""",
     re.IGNORECASE | re.VERBOSE,
 )
 # Of a proxy, say, whose scheme may be left out.
-_USER_WITHOUT_SCHEME = re.compile(r"""(?<![\w/:@*.-])[\w.~%+-]+:[^\s/@:"']+@(?=[\w\[])""")
-_QUERY = re.compile(r"""(?P<path>\b[a-z][a-z0-9+.-]*://[^\s?\#"'<>]*)\?[^\s"'<>]+""", re.IGNORECASE)
+_USER_WITHOUT_SCHEME = re.compile(r"""(?<![\w/:@*.~%+-])[\w.~%+-]+:[^\s/@:"']+@(?=[\w\[])""")
+_QUERY = re.compile(rf"""(?P<path>{_SCHEME}(?:(?!://)[^\s?\#"'<>])*+)\?[^\s"'<>]+""", re.IGNORECASE)
 # As urllib3 tells what it asked for.
 _QUERY_OF_PATH = re.compile(r"""(?P<path>with url: [^\s?]*)\?[^\s"'<>]+""")
 

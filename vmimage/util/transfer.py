@@ -231,10 +231,23 @@ def _copy(answer: requests.Response, file: IO[bytes], to: Path, watch: Watch, pr
             if shutil.disk_usage(to.parent).free < SPARE_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     watch.check()
-    if max(done, total or 0) > most:
+    try:
+        require_size(max(done, total or 0), most)
+    except UnavailableError:
         to.unlink(missing_ok=True)
+        raise
+
+
+def require_size(size: int, most_bytes: int) -> None:
+    """Refuse a file that is too large.
+
+    Raises:
+        UnavailableError: It is.
+    """
+    if size > most_bytes:
         raise UnavailableError(
-            f"is larger than {human_bytes(most)} ({most} bytes); `bytes:` of the pin in images.yaml allows more"
+            f"is larger than {human_bytes(most_bytes)} ({most_bytes} bytes); "
+            "`bytes:` of the pin in images.yaml allows more"
         )
 
 
