@@ -163,6 +163,16 @@ def test_credentials_stay_with_their_host(tmp_path: Path) -> None:
     assert b"Authorization" not in other.asked[0]
 
 
+def test_password_and_query_reach_servers_and_proxies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hostile(lambda _: [WHOLE]) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//me:secret@"))
+        monkeypatch.setenv("no_proxy", "")
+        assert got(pinned("http://ci:pw@m.invalid/tool?token=t"), tmp_path) == BODY
+    assert proxy.asked[0].startswith(b"GET http://m.invalid/tool?token=t HTTP/1.1\r\n")
+    assert b"\r\nProxy-Authorization: Basic bWU6c2VjcmV0\r\n" in proxy.asked[0]
+    assert b"\r\nAuthorization: Basic Y2k6cHc=\r\n" in proxy.asked[0]
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT])
 def test_stop_ends_downloads_that_nobody_would_end(tmp_path: Path, signum: int) -> None:
     with hostile(lambda s: [s.drip(b"HTTP/1.1 200 OK\r\nX-Long: ")]) as slow, hostile(lambda _: [WHOLE]) as good:
