@@ -50,6 +50,29 @@ def context_in(folder: Path) -> BuildContext:
     return BuildContext(store=store, dist=folder / "dist", today=MONDAY, accelerator=lambda: "tcg")
 
 
+def released(dist: Path, image: str, version: str, body: bytes = b"an image", /, **more: object) -> Path:
+    """Put a release with one file into dist/; returns its folder.
+
+    Args:
+        more: What else its manifest says, or says otherwise.
+    """
+    folder = dist / image / version
+    folder.mkdir(parents=True)
+    name, digest = f"{image}-{version}-amd64.qcow2", hashlib.sha256(body).hexdigest()
+    (folder / name).write_bytes(body)
+    manifest = {
+        "image": image,
+        "version": version,
+        "released": "2026-11-27T10:00:00+00:00",
+        "machine": {"cpus": 2, "memory": "2 GiB", "ports": None},
+        "files": {"qcow2": {"name": name, "bytes": len(body), "sha256": digest}},
+        "verdict": {"passed": True, "files": {"qcow2": {"sha256": digest}}, "checks": [{"name": "qcow2-virtio-bios"}]},
+        **more,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
 @functools.cache
 def _fetched() -> dict[str, str]:
     argv = [sys.executable, "-m", "invoke", "fetch", "toolbox", "--json"]

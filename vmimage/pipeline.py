@@ -20,6 +20,7 @@ from vmimage.stages.export import export_stage
 from vmimage.stages.fetch import fetch_stage
 from vmimage.stages.release import dist as releasing
 from vmimage.stages.release.dist import Release
+from vmimage.stages.release.mark import require_ours
 from vmimage.stages.release.stage import ReleaseStage, release_stage
 from vmimage.stages.stage import BuildContext, Stage
 from vmimage.stages.verify.stage import verify_stage
@@ -140,13 +141,15 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
 
 
 def _prepare(plan: Plan, options: Options, store: Store, console: Console) -> None:
-    """Look whether this host can build, and remove what killed runs left."""
+    """Look whether this host can build and where releases go, and remove what killed runs left."""
     if options.accelerator:
         known_accelerator(options.accelerator)
     host.require(host.BUILD_TOOLS)
     host.find_uefi()
     console.say(f"{plan.name}: {plan.image.summary} (cache: {store.root})")
+    require_ours(options.dist)
     releasing.sweep(options.dist)
+    releasing.tell_misfits(options.dist, console)
     removed = store.sweep()
     if removed:
         console.say(f"removed what a killed run left: {', '.join(removed)}")

@@ -7,35 +7,43 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools import free_port, host_key
+from tests.tools import free_port, host_key, released
 from vmimage.access.known_hosts import host_name, known_keys, record
 from vmimage.cache.store import Store
 from vmimage.commands.run_image import run_release
-from vmimage.stages.release.dist import Release
+from vmimage.stages.release.dist import Release, choose
 from vmimage.util.console import Console
 from vmimage.util.errors import HostError, VerifyError
+from vmimage.util.run import run
 from vmimage.util.settings import Options, options
 from vmimage.vm.forwards import FORWARDS
-from vmimage.vm.machine import make_overlay
+
+VERSION = "20261127-01234567"
 
 
-def talking_disk(folder: Path, text: bytes) -> Path:
-    """Return a disk that writes a text to the serial port and switches the machine off."""
+def talking_disk(text: bytes) -> bytes:
+    """Return a raw disk that writes a text to the serial port and switches the machine off."""
     # xor ax,ax; mov ds,ax; mov si,text; mov dx,0x3f8; next: lodsb; test al,al; jz off; out dx,al; jmp next
     code = b"\x31\xc0\x8e\xd8\xbe\x1a\x7c\xba\xf8\x03\xac\x84\xc0\x74\x03\xee\xeb\xf8"
     # off: mov dx,0x604; mov ax,0x2000; out dx,ax; hlt; text:
     code += b"\xba\x04\x06\xb8\x00\x20\xef\xf4" + text + b"\0"
-    (folder / "disk.raw").write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
-    make_overlay(folder / "disk.raw", "raw", folder / "overlay.qcow2")
-    return folder / "overlay.qcow2"
+    return code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20)
 
 
-def start(chosen: Options, ports: Mapping[str, int], disk: Path, sha256: str = "") -> None:
-    """Do what `invoke run --disk` does."""
-    files = {"qcow2": {"name": disk.name, "sha256": sha256}}
-    manifest = {"machine": {"cpus": 1, "memory": "64 MiB"}, "files": files}
+def release_of(dist: Path, raw: bytes, **more: object) -> Release:
+    """Put a release of a raw disk, as a qcow2, into dist/."""
+    dist.mkdir(exist_ok=True)
+    (dist / "disk.raw").write_bytes(raw)
+    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", dist / "disk.raw", dist / "disk.qcow2"])
+    machine = {"cpus": 1, "memory": "64 MiB"}
+    released(dist, "small", VERSION, (dist / "disk.qcow2").read_bytes(), machine=machine, **more)
+    return choose(dist, "small", None)
+
+
+def start(chosen: Options, ports: Mapping[str, int], release: Release, disk: Path | None = None) -> None:
+    """Do what `invoke run` does."""
     run_release(
-        Release(image="small", version="1", path=disk.parent, manifest=manifest),
+        release,
         chosen,
         Store(chosen.cache),
         Console(json_lines=True),
@@ -57,7 +65,7 @@ def test_keys_that_a_machine_tells_replace_those_of_the_last_one_at_its_port(
     record(chosen.known_hosts, here, [last, other])
     record(chosen.known_hosts, elsewhere, [last])
     line = f"[    9.1] host-keys[312]: vmimage-host-key {ours.get_name()} {ours.get_base64()}\r\n"
-    start(chosen, ports, talking_disk(tmp_path, line.encode()))
+    start(chosen, ports, release_of(tmp_path / "dist", talking_disk(line.encode())))
     assert known_keys(chosen.known_hosts, here) == [ours]
     assert known_keys(chosen.known_hosts, elsewhere) == [last]
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -71,12 +79,16 @@ def test_run_that_cannot_start_leaves_the_keys_of_the_machine_that_has_the_port(
         port = busy.getsockname()[1]
         record(chosen.known_hosts, host_name("127.0.0.1", port), [key])
         with pytest.raises(HostError, match="in use on localhost"):
-            start(chosen, {"ssh": port}, tmp_path / "overlay.qcow2")
+            start(chosen, {"ssh": port}, release_of(tmp_path / "dist", b"x" * 512))
     assert known_keys(chosen.known_hosts, host_name("127.0.0.1", port)) == [key]
 
 
 def test_file_that_is_not_the_released_one_is_not_started(tmp_path: Path) -> None:
     chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_STATE": f"{tmp_path}/state"}, accelerator="tcg")
     ports = {name: free_port() for name in FORWARDS}
-    with pytest.raises(VerifyError, match="is not what its manifest says"):
-        start(chosen, ports, talking_disk(tmp_path, b""), sha256="0" * 64)
+    files = {"qcow2": {"name": f"small-{VERSION}-amd64.qcow2", "bytes": 1, "sha256": "0" * 64}}
+    release = release_of(tmp_path / "dist", b"x" * 512, files=files)
+    for disk in (None, tmp_path / "my.qcow2"):
+        with pytest.raises(VerifyError, match="is not what its manifest says"):
+            start(chosen, ports, release, disk)
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "dist"}, "nothing half-made stays"

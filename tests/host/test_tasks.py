@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox import Sandbox
+from tests.tools import released
 from vmimage import PROJECT
 
 TASKS = [
@@ -137,9 +138,7 @@ def test_cache_that_cannot_be_written(here: Sandbox, tmp_path: Path) -> None:
 def test_clean_keeps_releases_until_asked(here: Sandbox) -> None:
     assert here.invoke("cache").returncode == 0
     (here.cache / "base" / "0123456789abcdef").mkdir(parents=True)
-    version = here.dist / "toolbox" / "20261127-01234567"
-    version.mkdir(parents=True)
-    (version / "manifest.json").write_text("{}")
+    version = released(here.dist, "toolbox", "20261127-01234567")
     assert here.invoke("clean").returncode == 0
     assert not (here.cache / "base").exists()
     assert version.exists()

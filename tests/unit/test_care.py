@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.tools import step_into
+from tests.tools import released, step_into
 from vmimage.cache.result import META, Result
 from vmimage.cache.store import Store
 from vmimage.commands import cache as care
@@ -81,11 +80,10 @@ def test_what_the_latest_releases_were_made_from_is_needed(store: Store, tmp_pat
     layer = made(store, "layer", "l", after=base.name)
     bake = made(store, "bake", "b", after=layer.name)
     for version, stages in (("20261122-00000000", {}), ("20261123-11111111", {"bake": {"key": bake.key}, "fetch": {}})):
-        folder = tmp_path / "dist/small" / version
-        folder.mkdir(parents=True)
-        manifest = {"pins": {"tool": {"sha256": "ab"}} if stages else {}, "stages": stages, "files": {}}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert care.needed_by_releases(store, tmp_path / "dist") == {bake.name, layer.name, base.name, "files/ab"}
+        pins = {"tool": {"version": "1", "sha256": "ab" * 32}} if stages else {}
+        released(tmp_path / "dist", "small", version, stages=stages, pins=pins)
+    needed = {bake.name, layer.name, base.name, f"files/{'ab' * 32}"}
+    assert care.needed_by_releases(store, tmp_path / "dist") == needed
 
 
 @pytest.mark.parametrize("kind", ["logs", "kept", "partial"])

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools import step_into
+from tests.tools import released, step_into
 from vmimage.cache import ours
 from vmimage.cache.store import Store
 from vmimage.commands import cache as care
 from vmimage.pipeline import open_store
 from vmimage.stages.release.dist import remove_releases
+from vmimage.stages.release.mark import MARK, is_marked, open_dist, require_ours
 from vmimage.util.errors import InputError
 from vmimage.util.settings import options
 
@@ -125,16 +126,73 @@ def test_what_somebody_put_into_a_cache_stays(command: Callable[[Store], None], 
 
 
 def test_only_releases_are_removed_from_dist(tmp_path: Path) -> None:
+    version = "20261127-01234567"
     mine = ["photos/a.jpg", "toolbox/notes.txt", "toolbox/20261127-00000000/other", "toolbox/latest/x", "a.txt"]
-    version = "toolbox/20261127-01234567"
-    dist = made(tmp_path / "dist", [*mine, f"{version}/manifest.json", f"{version}/a.qcow2", "toolbox/.lock"])
-    (dist / "outside").symlink_to(tmp_path)
-    (tmp_path / "20261127-01234567").mkdir()
-    (tmp_path / "20261127-01234567/manifest.json").write_text("{}")
-    assert remove_releases(dist) == [dist / version]
+    mine += [".lock", "photos/.lock", "toolbox/20261127-00000001/manifest.json"]
+    dist = made(tmp_path / "dist", mine)
+    folder = released(dist, "toolbox", version)
+    (dist / "toolbox/.lock").touch()
+    outside = released(tmp_path, "toolbox", version)
+    (dist / "outside").symlink_to(tmp_path / "toolbox")
+    (dist / "toolbox/20261127-00000002").symlink_to(outside)
+    assert remove_releases(dist) == [folder]
+    (dist / "outside").unlink()
+    (dist / "toolbox/20261127-00000002").unlink()
     assert set(all_below(dist)) == set(mine)
-    assert (tmp_path / "20261127-01234567/manifest.json").exists()
-    only = made(tmp_path / "only", [f"{version}/manifest.json", "toolbox/.lock"])
-    (only / "toolbox/latest").symlink_to("20261127-01234567")
-    remove_releases(only)
-    assert not only.exists()
+    assert (outside / "manifest.json").exists()
+
+
+def test_dist_goes_with_its_last_release(tmp_path: Path) -> None:
+    dist = tmp_path / "dist"
+    open_dist(dist)
+    for version in ("20261127-01234567", "20261127-01234567.2"):
+        released(dist, "toolbox", version)
+    (dist / "toolbox/.lock").touch()
+    (dist / "toolbox/latest").symlink_to(version)
+    (dist / "toolbox" / f".{version}-01234567").mkdir()
+    assert [path.name for path in remove_releases(dist)] == ["20261127-01234567", "20261127-01234567.2"]
+    assert not dist.exists()
+
+
+NO_DIST: dict[str, list[str]] = {
+    "a home": ["photos/a.jpg", ".ssh/id_ed25519", "notes.txt"],
+    "wheels": ["vmimage-0.1.0-py3-none-any.whl"],
+    "a file beside releases": ["toolbox/20261127-01234567/manifest.json", "toolbox/notes.txt"],
+    "a file in the place of a version": ["toolbox/20261127-01234567"],
+    "a folder in the place of the link": ["toolbox/latest/x"],
+    "the lock of another": ["toolbox/.lock"],
+    "a lock at the top": [".lock"],
+    "the mark of another": [MARK],
+    "a link": [],
+}
+
+
+@pytest.mark.parametrize("what", NO_DIST)
+def test_dist_with_other_things_is_refused_and_stays_as_it_is(what: str, tmp_path: Path) -> None:
+    dist = made(tmp_path / "dist", NO_DIST[what])
+    if what == "a link":
+        outside = made(tmp_path / "outside", ["20261127-01234567/manifest.json"])
+        dist.mkdir()
+        (dist / "toolbox").symlink_to(outside)
+    before = all_below(tmp_path)
+    for refusing in (require_ours, open_dist):
+        with pytest.raises(
+            InputError, match="is no folder of releases of vmimage, and holds other things: "
+        ) as refused:
+            refusing(dist)
+    assert "VMIMAGE_DIST" in refused.value.hint
+    assert all_below(tmp_path) == before
+
+
+def test_dist_of_an_earlier_version_is_adopted_with_what_it_left(tmp_path: Path) -> None:
+    dist = tmp_path / "dist"
+    released(dist, "toolbox", "20261127-01234567")
+    made(dist, ["toolbox/20261127-89abcdef/manifest.json", "toolbox/.20261127-89abcdef-01234567/x"])
+    (dist / "toolbox/latest").symlink_to("20261127-01234567")
+    (dist / "toolbox/.lock").touch()
+    require_ours(dist)
+    assert not (dist / MARK).exists(), "to look is not to write"
+    open_dist(dist)
+    made(dist, ["toolbox/notes.txt", "mine"])
+    open_dist(dist)
+    assert is_marked(dist)

@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import pytest
 
+from tests.tools import released
 from vmimage.stages.release import dist as releasing
+from vmimage.stages.release.contents import fill_release
 from vmimage.stages.release.dist import (
     Release,
     choose,
-    fill_release,
     find_release,
     is_of,
     latest_releases,
@@ -20,9 +23,10 @@ from vmimage.stages.release.dist import (
     publishing,
     releases,
     sweep,
-    version_of,
 )
-from vmimage.util.errors import InputError, VerifyError
+from vmimage.stages.release.manifest import verdict_of
+from vmimage.stages.release.version import free_version, version_of
+from vmimage.util.errors import BuildError, InputError, VerifyError
 
 BODY = b"an image"
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -53,7 +57,7 @@ def make(export: Path, dist: Path, *, verdict: object = None, today: date = DAY)
     files: dict[str, dict[str, object]] = {
         "qcow2": {"name": "toolbox-amd64.qcow2", "bytes": len(BODY), "sha256": DIGEST}
     }
-    version = version_of(KEY, today)
+    version = free_version(dist / "toolbox", version_of(KEY, today))
     return publish_release(
         dist / "toolbox",
         version,
@@ -130,11 +134,55 @@ def test_release_serves_what_it_is_proven_for_and_is_not_proven_less_later(expor
     assert is_of(release, VERDICT, check=True)
     more = {**VERDICT, "checks": [*VERDICT["checks"], {"name": "qcow2-virtio-uefi"}]}  # type: ignore[misc]
     assert not is_of(release, more, check=False), "it is released again, with the fuller verdict"
-    fuller = replace(release, manifest={**release.manifest, "verdict": more})
+    fuller = replace(release, manifest=release.manifest.model_copy(update={"verdict": verdict_of(more)}))
     assert is_of(fuller, VERDICT, check=False), "which stays"
     assert not is_of(release, {**VERDICT, "files": {"qcow2": {"sha256": "0" * 64}}}, check=False)
+    release.file("qcow2").unlink()
+    release.file("qcow2").write_bytes(BODY[::-1])
+    assert is_of(release, VERDICT, check=False)
+    assert not is_of(release, VERDICT, check=True), "its bytes are others: it is released anew beside it"
     release.file("qcow2").write_bytes(b"another")
     assert not is_of(release, VERDICT, check=False)
+
+
+def test_release_is_never_replaced_and_the_next_one_has_a_serial(export: Path, tmp_path: Path) -> None:
+    first = make(export, tmp_path / "dist")
+    inode = first.file("qcow2").stat().st_ino
+    made = [make(export, tmp_path / "dist").version for _ in range(10)]
+    assert made == [f"{first.version}.{serial}" for serial in range(2, 12)]
+    assert [release.version for release in releases(tmp_path / "dist")] == [first.version, *made]
+    assert first.file("qcow2").stat().st_ino == inode
+    found = find_release(tmp_path / "dist", "toolbox", KEY)
+    assert found
+    assert found.version == f"{first.version}.11"
+    with pytest.raises(BuildError, match="a release is never replaced"):
+        publish_release(tmp_path / "dist/toolbox", first.version, copied(first.path))
+    assert first.file("qcow2").stat().st_ino == inode
+    assert not list((tmp_path / "dist/toolbox").glob(".*"))
+
+
+def copied(folder: Path) -> Callable[[Path], dict[str, object]]:
+    def fill(work: Path) -> dict[str, object]:
+        shutil.copytree(folder, work, dirs_exist_ok=True)
+        return {}
+
+    return fill
+
+
+@pytest.mark.parametrize("is_there", ["a folder", "a file", "a link elsewhere"])
+def test_latest_that_is_not_ours_stays(export: Path, tmp_path: Path, is_there: str) -> None:
+    latest = tmp_path / "dist/toolbox/latest"
+    latest.parent.mkdir(parents=True)
+    if is_there == "a folder":
+        (latest / "x").mkdir(parents=True)
+    elif is_there == "a file":
+        latest.write_text("mine")
+    else:
+        latest.symlink_to(tmp_path)
+    done = make(export, tmp_path / "dist")
+    assert latest.is_dir() == (is_there != "a file")
+    assert latest.is_symlink() == (is_there == "a link elsewhere")
+    assert choose(tmp_path / "dist", "toolbox", None).version == done.version
 
 
 def test_latest_moves_on(export: Path, tmp_path: Path) -> None:
@@ -178,9 +226,7 @@ def test_latest_is_where_the_link_leads_and_else_what_was_released_last(tmp_path
     folder = tmp_path / "dist/toolbox"
     # Of one day: the names do not sort by time.
     for version, hour in (("20261123-ffffffff", "08"), ("20261123-00000000", "09"), ("20261123-88888888", "10")):
-        (folder / version).mkdir(parents=True)
-        facts = {"released": f"2026-11-23T{hour}:00:00+00:00"}
-        (folder / version / "manifest.json").write_text(json.dumps(facts))
+        released(tmp_path / "dist", "toolbox", version, released=f"2026-11-23T{hour}:00:00+00:00")
     assert [release.version[-1] for release in releases(tmp_path / "dist")] == ["f", "0", "8"]
     assert [release.version for release in latest_releases(tmp_path / "dist")] == ["20261123-88888888"]
     releasing.point_latest(folder, "20261123-ffffffff")
@@ -195,3 +241,28 @@ def test_choosing_a_release(export: Path, tmp_path: Path) -> None:
         choose(tmp_path / "dist", "toolbox", "20200101-00000000")
     with pytest.raises(InputError, match="holds no release latest of other"):
         choose(tmp_path / "dist", "other", None)
+    (tmp_path / "dist/toolbox/latest").unlink()
+    assert choose(tmp_path / "dist", "toolbox", "latest").version == done.version
+
+
+GOOD = "20261127-01234567"
+
+
+def test_links_of_latest_that_lead_in_a_circle_or_nowhere(tmp_path: Path) -> None:
+    good = released(tmp_path, "toolbox", GOOD)
+    for target in ("latest", "20200101-00000000", "/", f"../toolbox/{GOOD}"):
+        (tmp_path / "toolbox/latest").symlink_to(target)
+        assert [release.path for release in latest_releases(tmp_path)] == [good]
+        (tmp_path / "toolbox/latest").unlink()
+
+
+def test_file_of_a_release_that_is_gone_or_a_link_is_told(tmp_path: Path) -> None:
+    released(tmp_path, "toolbox", GOOD)
+    release = choose(tmp_path, "toolbox", None)
+    path = release.require_file("qcow2")
+    path.unlink()
+    with pytest.raises(VerifyError, match="is gone, so toolbox 20261127-01234567 is damaged"):
+        release.require_file("qcow2")
+    path.symlink_to("/etc/passwd")
+    with pytest.raises(VerifyError, match="is a link, so"):
+        release.require_file("qcow2")

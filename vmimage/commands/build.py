@@ -23,7 +23,7 @@ def build(image: str | None, chosen: Options, *, matrix: str, json: bool) -> Non
     with session(chosen, json_lines=json, log="build-image") as (console, store):
         chosen = replace(chosen, full_matrix=full_matrix(matrix))
         done = pipeline.build_image(image, chosen, store, console)
-        console.event("result", release=str(done.path), version=done.version, files=done.manifest["files"])
+        console.event("result", release=str(done.path), version=done.version, files=done.files)
         console.say(f"\nreleased: {done.path}\nstart it: invoke run {done.image}\nlog: {console.log_dir}/run.log")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from vmimage.cache.ours import REMEMBERED, is_entry
 from vmimage.cache.result import AFTER, LAYER, META
 from vmimage.cache.store import Store
 from vmimage.commands.session import session
-from vmimage.stages.release.dist import latest_releases, remove_releases
+from vmimage.stages.release.dist import latest_releases, remove_releases, tell_misfits
+from vmimage.stages.release.mark import require_ours
 from vmimage.util.console import human_bytes
 from vmimage.util.errors import InputError
 from vmimage.util.files import freed_by_removal
@@ -93,14 +94,18 @@ def needed_by_releases(store: Store, dist: Path) -> set[str]:
     """Return the names of what the latest release of each image was made from, layers and pinned files among them."""
     needed = set[str]()
     for release in latest_releases(dist):
-        needed |= {f"files/{pin['sha256']}" for pin in release.manifest["pins"].values()}
-        for stage, facts in release.manifest["stages"].items():
-            key = facts.get("key")
-            while key:
-                needed.add(f"{stage}/{key}")
-                found = store.result(stage, key)
-                stage, _, key = (found.inputs.get(AFTER, "") if found else "").partition("/")  # noqa: PLW2901 - a chain
+        needed |= {f"files/{pin.sha256}" for pin in release.manifest.pins.values()}
+        for stage, facts in release.manifest.stages.items():
+            needed |= set(_below(store, f"{stage}/{facts.key}")) if facts.key else set()
     return needed
+
+
+def _below(store: Store, name: str) -> Iterator[str]:
+    """Yield the name of a result, and of all that it stands on."""
+    while is_entry(*name.partition("/")[::2]):
+        yield name
+        found = store.result(*name.split("/"))
+        name = str(found.inputs.get(AFTER, "")) if found else ""
 
 
 def parse_size(text: str) -> int:
@@ -157,6 +162,7 @@ def show_cache(chosen: Options, *, json: bool) -> None:
     with session(chosen, json_lines=json) as (console, store):
         found = entries(store)
         needed = needed_by_releases(store, chosen.dist)
+        tell_misfits(chosen.dist, console)
         for entry in found:
             console.event("entry", **vars(entry), released=entry.name in needed)
         console.say(table(summary(found, time.time())))
@@ -171,6 +177,10 @@ def clean_cache(chosen: Options, *, keep: str, releases: bool) -> None:
     """
     with session(chosen) as (console, store):
         limit = parse_size(keep) if keep else 0
+        if releases:
+            require_ours(chosen.dist)
+        if keep:
+            tell_misfits(chosen.dist, console)
         removed = clean(store, limit, needed_by_releases(store, chosen.dist) if keep else ())
         if not keep:
             remove_rest(store)
@@ -181,5 +191,6 @@ def clean_cache(chosen: Options, *, keep: str, releases: bool) -> None:
         if releases and chosen.dist.exists():
             for path in remove_releases(chosen.dist):
                 console.say(f"removed {path}")
+            tell_misfits(chosen.dist, console)
             if chosen.dist.exists():
                 console.say(f"{chosen.dist} stays: it holds something that is no release")

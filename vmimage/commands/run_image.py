@@ -11,22 +11,24 @@ from vmimage.access.host_keys import host_keys_recorded
 from vmimage.access.known_hosts import host_name, record
 from vmimage.access.seed import existing_seed
 from vmimage.cache.store import Store
+from vmimage.commands.kept_disk import Base, find_base, folder_of, make_kept, released_disk, require_base
 from vmimage.commands.session import session
-from vmimage.formats.all import open_disk
 from vmimage.spec.load import load_spec
 from vmimage.spec.model import port_range, size_bytes
-from vmimage.stages.release.dist import Release, choose
-from vmimage.stages.verify.subject import File, require_recorded
+from vmimage.stages.release.dist import Release, choose, tell_misfits
+from vmimage.stages.release.version import LATEST
 from vmimage.util.console import Console
-from vmimage.util.errors import BuildError, InputError, VerifyError
+from vmimage.util.errors import BuildError, InputError
 from vmimage.util.firmware import FirmwareName
-from vmimage.util.ports import require_free, taken
+from vmimage.util.ports import is_taken, ranges, require_free
 from vmimage.util.settings import Options, home
 from vmimage.vm.accelerator import find_accelerator, machine_cpus
 from vmimage.vm.forwards import FORWARDS
 from vmimage.vm.machine import Hardware, make_overlay, start, write_seed
 from vmimage.vm.profiles import HYPERVISORS, PROFILES
 
+MOST_FURTHER = 512
+"""Ports: QEMU takes a file descriptor for each, and a process has a thousand."""
 KEY_NAMES = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 
 
@@ -69,7 +71,7 @@ def find_public_keys(given: str | None, folder: Path) -> list[str]:
 
 
 def run_release(
-    release: Release,
+    released: Release | Base,
     options: Options,
     store: Store,
     console: Console,
@@ -84,6 +86,7 @@ def run_release(
     """Start a release and wait until it is shut down or Ctrl-C.
 
     Args:
+        released: A release; or what `disk` stands on, if that is there already.
         ports: Name (see FORWARDS) -> port on localhost.
         public_keys: Who may log in; not needed with a seed.
         disk: Overlay that keeps changes; without one they are thrown away at the end.
@@ -92,19 +95,20 @@ def run_release(
     host.require(("qemu-system-x86_64", "qemu-img"))
     accelerator = find_accelerator(store.root / "accelerator.json", options.accelerator)
     require_free(ports)
-    machine_facts = release.manifest["machine"]
-    further = [port for port in port_range(machine_facts.get("ports")) if not taken({"": port})]
+    machine_facts = released.machine
+    further, skipped = further_ports(machine_facts.ports, ports)
     with store.workspace("run") as work:
-        overlay = _overlay(release, disk, work)
+        overlay = _overlay(released, disk, work)
         if not seed:
             seed = work / "seed.iso"
-            write_seed(seed, public_keys=public_keys, hostname=release.image, instance_id=f"run-{secrets.token_hex(4)}")
+            instance_id = f"run-{secrets.token_hex(4)}"
+            write_seed(seed, public_keys=public_keys, hostname=released.image, instance_id=instance_id)
         hardware = Hardware(
             profile=profile,
             firmware=firmware,
             accelerator=accelerator,
-            cpus=machine_cpus(machine_facts["cpus"], accelerator),
-            memory=size_bytes(machine_facts["memory"]) >> 20,
+            cpus=machine_cpus(machine_facts.cpus, accelerator),
+            memory=size_bytes(machine_facts.memory) >> 20,
             forwards={FORWARDS[name].guest: port for name, port in ports.items()} | {port: port for port in further},
             restrict=False,
             throwaway=disk is None,
@@ -116,9 +120,12 @@ def run_release(
             start(hardware, disk=overlay, seed=seed, folder=work) as machine,
             host_keys_recorded(machine.serial, options.known_hosts, name, console),
         ):
-            console.event("run", release=str(release.path), ports=dict(ports), serial=str(machine.serial))
-            console.say(f"{release.image} {release.version} is starting as {profile} ({firmware}, {accelerator}).")
-            for line in _ways_in(ports, further, machine.serial, disk):
+            what = {"image": released.image, "version": released.version}
+            if isinstance(released, Release):
+                what["release"] = str(released.path)
+            console.event("run", **what, ports=dict(ports), skipped_ports=skipped, serial=str(machine.serial))
+            console.say(f"{released.image} {released.version} is starting as {profile} ({firmware}, {accelerator}).")
+            for line in _ways_in(ports, further, skipped, machine.serial, disk):
                 console.say(line)
             try:
                 if machine.wait():
@@ -128,41 +135,73 @@ def run_release(
                 console.say("stopped")
 
 
-def _overlay(release: Release, disk: Path | None, work: Path) -> Path:
+def further_ports(wanted: str | None, ports: Mapping[str, int]) -> tuple[list[int], list[int]]:
+    """Return those ports of a machine's own range that are forwarded, and those that are not.
+
+    Args:
+        wanted: FIRST-LAST, under the same numbers on localhost.
+        ports: Those that are forwarded already.
+    """
+    mine = {*ports.values(), *(FORWARDS[name].guest for name in ports)}
+    known = port_range(wanted)
+    free = [port for port in known[:MOST_FURTHER] if port not in mine and not is_taken(port)]
+    return free, [port for port in known if port not in set(free)]
+
+
+def _overlay(released: Release | Base, disk: Path | None, work: Path) -> Path:
     """Return the file that takes what the machine writes; made if it is not there.
 
     Args:
         disk: One that keeps it; else it is in `work`.
 
     Raises:
-        VerifyError: The release's file is not the one that was released, or is refused.
+        VerifyError: The release's file is not the one that was released, or is refused; or so is what a disk stands on.
     """
-    overlay = disk or work / "overlay.qcow2"
-    kind = release.first_kind
-    path = release.file(kind).resolve()
-    require_recorded(File(kind=kind, path=path, recorded_sha256=str(release.manifest["files"][kind].get("sha256", ""))))
-    if not overlay.exists():
-        unpacked = disk.with_name(f"{disk.name}.base") if disk else work / "base"
-        unpacked.mkdir(exist_ok=True)
-        try:
-            opened = open_disk(kind, path, unpacked)
-        except ValueError as error:
-            raise VerifyError(f"{path.name} is refused: {error}", hint="download or build it again") from error
-        make_overlay(opened.path, opened.format, overlay)
-    return overlay
+    if isinstance(released, Base):
+        assert disk  # noqa: S101 - it is what stands on the base
+        require_base(disk, released)
+        return disk
+    if disk:
+        make_kept(released, disk)
+        return disk
+    opened = released_disk(released, work / "base")
+    make_overlay(opened.path.resolve(), opened.format, work / "overlay.qcow2")
+    return work / "overlay.qcow2"
 
 
-def _ways_in(ports: Mapping[str, int], further: Sequence[int], serial: Path, disk: Path | None) -> Iterator[str]:
+def _ways_in(
+    ports: Mapping[str, int], further: Sequence[int], skipped: Sequence[int], serial: Path, disk: Path | None
+) -> Iterator[str]:
     """Yield lines that tell people how to reach a machine, and how it ends."""
     yield f"  ssh -p {ports['ssh']} dev@localhost        (answers within a minute or two)"
     yield f"  http://localhost:{ports['http']}  https://localhost:{ports['https']}  ports 80 and 443 of the guest"
     yield f"  https://localhost:{ports['kubernetes']}  Kubernetes, if the image has it"
     if further:
-        yield f"  localhost:{further[0]} to {further[-1]}  further TCP ports, for services of the machine"
+        yield f"  localhost:{ranges(further)}  further TCP ports, for services of the machine"
+    if skipped:
+        yield f"  not forwarded, since they are in use on localhost or too many: {ranges(skipped)}"
     yield f"  its console: tail -f {serial}"
-    kept = f"kept in {disk}" if disk else "thrown away at the end (--disk FILE keeps them)"
-    yield f"  changes are {kept}"
+    thrown = "thrown away at the end (--disk FILE keeps them)"
+    yield f"  changes are {f'kept in {disk}, which stands on {folder_of(disk)}' if disk else thrown}"
     yield "Ctrl-C, or `sudo poweroff` inside, ends it."
+
+
+def _standing(disk: Path | None, image: str | None, version: str | None) -> Base | None:
+    """Return what a kept disk stands on, whatever was released since; None when there is none yet.
+
+    Args:
+        image: That was named, if one was; like `version`.
+
+    Raises:
+        InputError: It stands on another one than was named, or is not ours.
+    """
+    base = find_base(disk) if disk else None
+    if base and (image not in (None, base.image) or version not in (None, LATEST, base.version)):
+        raise InputError(
+            f"{disk} stands on {base.image} {base.version}, and no other can take its place",
+            hint=f"invoke run {base.image} --disk {disk}; or name a new file",
+        )
+    return base
 
 
 def run_image(
@@ -190,8 +229,10 @@ def run_image(
     with session(chosen) as (console, store):
         profile, kind = machine_like(like, firmware)
         name, _image = load_spec(chosen.spec).image(image)
+        kept = Path(disk).expanduser().absolute() if disk else None
+        tell_misfits(chosen.dist, console)
         run_release(
-            choose(chosen.dist, name, version),
+            _standing(kept, image, version) or choose(chosen.dist, name, version),
             chosen,
             store,
             console,
@@ -199,6 +240,6 @@ def run_image(
             firmware=kind,
             ports=dict(zip(FORWARDS, ports, strict=True)),
             public_keys=[] if seed else find_public_keys(ssh_key, home() / ".ssh"),
-            disk=Path(disk).absolute() if disk else None,
+            disk=kept,
             seed=existing_seed(seed) if seed else None,
         )

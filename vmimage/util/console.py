@@ -2,7 +2,7 @@
 
 On a terminal a stage has a live line with a bar; elsewhere it prints a line when it starts, its steps as
 they come, and one when it ends. With `--json`, standard output carries one JSON object a line instead:
-`{"time": ISO 8601, "event": "start|step|end|result|error", "stage": …, …}`.
+`{"time": ISO 8601, "event": "start|step|end|warning|result|error", "stage": …, …}`.
 """
 
 from __future__ import annotations
@@ -113,6 +113,12 @@ class Console:
         log.info("%s", text)
         if not self.json_lines:
             print(printable(text), flush=True)  # noqa: T201 - standard output is the interface here
+
+    def warn(self, text: str) -> None:
+        """Tell what is wrong and stops nothing: on standard error, and as an event for machines."""
+        self.event("warning", message=text)
+        if not self.json_lines:
+            self._rich.print(f"[yellow]warning:[/] {_safe(text)}", soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, name: str, what: str) -> Iterator[Step]:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,37 @@ def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, most: int, *, follow: bool = False) -> bytes:
+    """Return what a regular file holds: no device or pipe is waited for.
+
+    Args:
+        most: Bytes that it may have.
+        follow: It may be a symbolic link.
+
+    Raises:
+        ValueError: It is another thing than a file, or larger.
+        OSError: It cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a symbolic link, which is not followed") from None
+        if error.errno == errno.ENXIO:
+            raise ValueError("no regular file") from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError("no regular file")
+        with open(handle, "rb", closefd=False) as file:
+            data = file.read(most + 1)
+    finally:
+        os.close(handle)
+    if len(data) > most:
+        raise ValueError(f"larger than {most} bytes")
+    return data
 
 
 def stamp(path: Path) -> tuple[int, int]:

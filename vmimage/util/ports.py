@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from vmimage.util.errors import HostError, InputError
 
@@ -20,28 +20,45 @@ def require_port(port: int, option: str) -> None:
         raise InputError(f"{option} {port}: no port", hint=f"1 to {MAX_PORT}")
 
 
+def is_taken(port: int) -> bool:
+    """Tell whether something listens on a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def ranges(ports: Iterable[int]) -> str:
+    """Return ascending ports for people: 31000-31003, 31007."""
+    found: list[list[int]] = []
+    for port in ports:
+        if found and found[-1][-1] == port - 1:
+            found[-1][1:] = [port]
+        else:
+            found.append([port])
+    return ", ".join("-".join(map(str, each)) for each in found)
+
+
 def taken(ports: Mapping[str, int]) -> list[str]:
     """Return those ports on which something listens."""
-    found = []
-    for name, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                found.append(f"{port} ({name})")
-    return found
+    return [f"{port} ({name})" for name, port in ports.items() if is_taken(port)]
 
 
 def require_free(ports: Mapping[str, int]) -> None:
     """Check that nothing listens on the ports.
 
     Raises:
-        InputError: There is no such port.
+        InputError: There is no such port, or two are the same.
         HostError: Something does; all of them are named.
     """
     for name, port in ports.items():
         require_port(port, f"--{name}-port")
+        twice = next((other for other, same in ports.items() if same == port), name)
+        if twice != name:
+            raise InputError(f"--{name}-port {port}: --{twice}-port is the same", hint="give each a port of its own")
     found = taken(ports)
     if found:
         raise HostError(

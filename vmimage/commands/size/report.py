@@ -113,7 +113,7 @@ def _open(
     disk = work / "disk.raw"
     kind = release.first_kind
     try:
-        opened = open_disk(kind, release.file(kind), work)
+        opened = open_disk(kind, release.require_file(kind), work)
     except ValueError as error:
         raise VerifyError(f"{release.file(kind).name} is refused: {error}") from error
     if opened.format == "raw":
@@ -130,6 +130,7 @@ def tell_size(image: str | None, version: str | None, chosen: Options, *, output
     """Print what the bytes of an image are, and draw it if asked so."""
     with session(chosen, json_lines=json) as (console, store):
         made = pipeline.plan_image(image, chosen)
+        releasing.tell_misfits(chosen.dist, console)
         stages = pipeline.stages_of(made, pipeline.build_context(chosen, store))
         bake = pipeline.the_stage(stages, BakeStage)
         show_size(bake, load_spec(chosen.spec), chosen.dist, console, version=version, output=output)

@@ -7,31 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
-import re
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from vmimage import PROJECT
 from vmimage.formats.all import BY_NAME
-from vmimage.spec.model import port_range
-from vmimage.util.console import human_bytes
-from vmimage.util.errors import InputError, VerifyError
-from vmimage.util.files import place, remove_tree, sha256_file, sync, sync_tree
+from vmimage.stages.release.manifest import MANIFEST, MachineFacts, Manifest, read_manifest, verdict_of
+from vmimage.stages.release.mark import LOCK, MARK, image_folders, is_latest, is_lock, is_marked
+from vmimage.stages.release.version import LATEST, is_left, is_of_key, is_version, order
+from vmimage.util.console import Console
+from vmimage.util.errors import BuildError, InputError, VerifyError
+from vmimage.util.files import remove_tree, sha256_file, sync, sync_tree
 from vmimage.util.locks import lock_file
-from vmimage.util.render import render
-from vmimage.vm.forwards import FORWARDS
-
-MANIFEST = "manifest.json"
-LATEST = "latest"
-LOCK = ".lock"
-LEFT_FORM = re.compile(r"^\.(latest|\d{8}-[0-9a-f]{8})-[0-9a-f]{8}$")
-VERSION_FORM = re.compile(r"^\d{8}-[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,39 +32,115 @@ class Release:
     image: str
     version: str
     path: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
+
+    @property
+    def machine(self) -> MachineFacts:
+        """The virtual hardware that it asks for."""
+        return self.manifest.machine
+
+    @property
+    def files(self) -> dict[str, dict[str, object]]:
+        """Format -> name, bytes and sha256 of its files, for JSON."""
+        return {kind: file.model_dump() for kind, file in self.manifest.files.items()}
 
     @property
     def first_kind(self) -> str:
         """The format to start machines from: qcow2 where there is one."""
-        return next(kind for kind in BY_NAME if kind in self.manifest["files"])
+        return next(kind for kind in BY_NAME if kind in self.manifest.files)
 
     def file(self, kind: str) -> Path:
         """The file of a format."""
-        return self.path / str(self.manifest["files"][kind]["name"])
+        return self.path / self.manifest.files[kind].name
+
+    def require_file(self, kind: str) -> Path:
+        """Return the file of a format, which is there.
+
+        Raises:
+            VerifyError: It is not, or it is a link.
+        """
+        path = self.file(kind)
+        if path.is_symlink() or not path.is_file():
+            raise VerifyError(
+                f"{path} is {'a link' if path.is_symlink() else 'gone'}, so {self.image} {self.version} is damaged",
+                hint=f"choose another version (`invoke list`), or build it again: invoke build-image {self.image}",
+            )
+        return path
 
 
-def version_of(export_key: str, today: date) -> str:
-    """Return the version of a new release: the day, and the key of its inputs."""
-    return f"{today:%Y%m%d}-{export_key[:8]}"
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """A folder in dist/ whose name is that of a release, and which is none; with the reason."""
+
+    path: Path
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path} is left out: {self.why}"
 
 
 def find_release(dist: Path, image: str, export_key: str) -> Release | None:
     """Return the newest release that was made from these inputs."""
-    found = [release for release in releases(dist) if release.image == image]
-    suiting = [release for release in found if release.version.endswith(export_key[:8])]
-    return suiting[-1] if suiting else None
+    suiting = [found for found in releases(dist) if found.image == image and is_of_key(found.version, export_key)]
+    return max(suiting, key=lambda release: order(release.version), default=None)
+
+
+def look(dist: Path) -> tuple[list[Release], list[Misfit]]:
+    """Return all releases in dist/, oldest first, and what looks like one and is none."""
+    found, misfits = list[Release](), list[Misfit]()
+    for folder in image_folders(dist):
+        for path in sorted(each for each in _listed(folder) if is_version(each.name)):
+            try:
+                found.append(_release(path))
+            except ValueError as error:
+                misfits.append(Misfit(path=path, why=str(error)))
+    # Versions of one day do not sort by time.
+    found.sort(key=lambda release: (release.image, release.manifest.released, *order(release.version)))
+    return found, misfits
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing where it was removed meanwhile, or cannot be read."""
+    with contextlib.suppress(OSError):
+        return list(folder.iterdir())
+    return []
+
+
+def _release(path: Path) -> Release:
+    """Read a version folder.
+
+    Raises:
+        ValueError: It is no release, with the reason.
+    """
+    if path.is_symlink() or not path.is_dir():
+        raise ValueError("it is no folder")
+    image, version = path.parent.name, path.name
+    try:
+        manifest = read_manifest(path / MANIFEST)
+    except ValueError as error:
+        raise ValueError(f"{MANIFEST}: {error}") from None
+    if (manifest.image, manifest.version) != (image, version):
+        raise ValueError(f"{MANIFEST} is that of {manifest.image} {manifest.version}")
+    return Release(image=image, version=version, path=path, manifest=manifest)
 
 
 def releases(dist: Path) -> list[Release]:
-    """Return all releases in dist/, oldest first; folders that hold no manifest are none."""
-    found = []
-    for path in sorted(dist.glob("*/*")):
-        if VERSION_FORM.match(path.name) and not path.is_symlink() and (path / MANIFEST).is_file():
-            manifest = json.loads((path / MANIFEST).read_text())
-            found.append(Release(image=path.parent.name, version=path.name, path=path, manifest=manifest))
-    # Versions of one day do not sort by time.
-    return sorted(found, key=lambda release: (release.image, release.manifest.get("released", ""), release.version))
+    """Return all releases in dist/, oldest first."""
+    return look(dist)[0]
+
+
+def tell_misfits(dist: Path, console: Console) -> None:
+    """Warn of what looks like a release and is none: it is left out everywhere."""
+    for misfit in look(dist)[1]:
+        console.warn(str(misfit))
+
+
+def latest_version(image_folder: Path) -> str:
+    """Return the version that `latest` leads to; nothing where it is no link of ours."""
+    link = image_folder / LATEST
+    with contextlib.suppress(OSError):
+        return str(link.readlink()) if is_latest(link) else ""
+    return ""
 
 
 def latest_releases(dist: Path) -> list[Release]:
@@ -83,25 +150,30 @@ def latest_releases(dist: Path) -> list[Release]:
     for release in releases(dist):
         if release.image not in linked:
             found[release.image] = release
-        if (release.path.parent / LATEST).resolve() == release.path.resolve():
+        if latest_version(release.path.parent) == release.version:
             linked.add(release.image)
     return list(found.values())
 
 
 def remove_releases(dist: Path) -> list[Path]:
-    """Remove all releases and what unfinished ones left, and nothing else; returns what was removed."""
+    """Remove all releases and what unfinished ones left, and nothing else; returns what was removed.
+
+    What another process publishes at the moment stays, and so does what is no release (see `Misfit`).
+    """
     removed = []
-    for folder in sorted(path for path in dist.iterdir() if path.is_dir() and not path.is_symlink()):
-        for path in sorted(folder.iterdir()):
-            whole = VERSION_FORM.match(path.name) and not path.is_symlink() and (path / MANIFEST).is_file()
-            link = path.name == LATEST and path.is_symlink()
-            if whole or link or LEFT_FORM.match(path.name) or (path.name == LOCK and path.is_file()):
+    for folder in image_folders(dist):
+        if not any(is_version(path.name) or is_latest(path) or is_lock(path) for path in folder.iterdir()):
+            continue
+        with publishing(folder) as alone:
+            whole = [release.path for release in releases(dist) if release.path.parent == folder] if alone else []
+            rest = [path for path in _listed(folder) if is_left(path.name) or is_latest(path)] if alone else []
+            for path in (*rest, *whole):
                 remove_tree(path)
-                removed += [path] if whole else []
+            removed += whole
         with contextlib.suppress(OSError):
             folder.rmdir()
-    for lock in dist.glob(LOCK):
-        lock.unlink()
+    if is_marked(dist) and [path.name for path in dist.iterdir()] == [MARK]:
+        (dist / MARK).unlink()
     with contextlib.suppress(OSError):
         dist.rmdir()
     return removed
@@ -112,94 +184,28 @@ def is_of(release: Release, verdict: Mapping[str, Any], *, check: bool) -> bool:
 
     Args:
         check: Compare their bytes; without it, their sizes.
-
-    Raises:
-        VerifyError: A file's bytes are others.
     """
-    known = release.manifest["verdict"]
-    machines, wanted = ({check["name"] for check in each["checks"]} for each in (known, verdict))
-    # A verdict on more machines (`--matrix full`) belongs into the release, and is not given up for one on fewer.
-    if known["files"] != verdict["files"] or not (machines > wanted or known == verdict):
+    known, wanted = release.manifest.verdict, verdict_of(verdict)
+    # A verdict on more machines (`--matrix full`) belongs into a release, and is not given up for one on fewer.
+    if not wanted or known.digests != wanted.digests or not known.machines >= wanted.machines:
         return False
-    for kind, facts in release.manifest["files"].items():
+    for kind, facts in release.manifest.files.items():
         path = release.file(kind)
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != facts.bytes:
             return False
-        if check:
-            require_verdict(verdict, kind, path)
+        if check and sha256_file(path) != wanted.digests.get(kind):
+            return False
     return True
-
-
-def require_verdict(verdict: Mapping[str, Any], kind: str, file: Path) -> str:
-    """Check that a verdict passed and speaks of exactly this file; returns the file's SHA-256.
-
-    Raises:
-        VerifyError: It does not.
-    """
-    actual = sha256_file(file)
-    if verdict.get("passed") is not True:
-        raise VerifyError(f"{file.name} has no passing verdict, so it is not released", hint="run the build again")
-    verified = verdict.get("files", {}).get(kind, {}).get("sha256")
-    if verified != actual:
-        raise VerifyError(
-            f"{file.name} is not the file that was verified, so it is not released\n"
-            f"    verified {verified}\n    found    {actual}",
-            hint="run the build again; `invoke clean` first if it stays so",
-        )
-    return actual
-
-
-def fill_release(
-    work: Path,
-    *,
-    image: str,
-    arch: str,
-    version: str,
-    export: Path,
-    files: Mapping[str, Mapping[str, object]],
-    verdict: Mapping[str, Any],
-    manifest: Mapping[str, Any],
-) -> Mapping[str, object]:
-    """Put the files, manifest.json, SHA256SUMS and README.md of a release into a folder; returns the manifest.
-
-    Args:
-        files: Format -> name, bytes and sha256 of the exported files in `export`.
-        manifest: What else the manifest is to say.
-
-    Raises:
-        VerifyError: There is no passing verdict on exactly these bytes.
-    """
-    released: dict[str, dict[str, object]] = {}
-    for kind, facts in files.items():
-        name = f"{image}-{version}-{arch}.{kind}"
-        place(export / str(facts["name"]), work / name)
-        digest = require_verdict(verdict, kind, work / name)
-        released[kind] = {"name": name, "bytes": facts["bytes"], "sha256": digest}
-    content = {"image": image, "version": version, **manifest, "files": released, "verdict": verdict}
-    (work / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    values = {"manifest": content, "files": released, "forwards": FORWARDS, "size": human_bytes}
-    values["ports"] = port_range(manifest["machine"].get("ports"))
-    values["usages"] = list(_usages(released, image, manifest["machine"]["memory"]))
-    (work / "README.md").write_text(render(PROJECT / "templates" / "release-readme.md.j2", values))
-    sums = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(work.iterdir())]
-    (work / "SHA256SUMS").write_text("".join(sums))
-    return content
-
-
-def _usages(files: Mapping[str, Mapping[str, object]], image: str, memory: str) -> Iterator[str]:
-    """Yield how to use each file that has no section of its own in the release's README."""
-    for kind, facts in files.items():
-        usage = BY_NAME[kind].usage
-        if usage:
-            short = memory.replace(" GiB", "GB").replace(" MiB", "MB")
-            told = usage.format(file=facts["name"], image=image, memory=short)
-            yield f"`{facts['name']}`: {told}"
 
 
 def publish_release(image_folder: Path, version: str, fill: Callable[[Path], Mapping[str, object]]) -> Release:
     """Publish a version folder, filled by `fill`, and move `latest` to it.
 
+    Args:
+        version: One that no release has yet (`free_version`): a release is never replaced, disks stand on it.
+
     Raises:
+        BuildError: There is such a release already, or its manifest could not be read again.
         VmimageError: It could not be filled; nothing was released.
     """
     final = image_folder / version
@@ -207,33 +213,39 @@ def publish_release(image_folder: Path, version: str, fill: Callable[[Path], Map
     work = image_folder / f".{version}-{uuid.uuid4().hex[:8]}"
     work.mkdir(parents=True)
     try:
-        content = fill(work)
+        fill(work)
+        try:
+            manifest = read_manifest(work / MANIFEST)
+        except ValueError as error:
+            raise BuildError(f"the manifest of {image_folder.name} {version} is unusable: {error}") from error
         work.chmod(0o755)
         sync_tree(work)
-        if final.exists():
-            # Out of sight first, so that no half of it is ever seen; `sweep` would remove it.
-            aside = image_folder / f".{version}-{uuid.uuid4().hex[:8]}"
-            final.rename(aside)
-            work.rename(final)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            work.rename(final)
+        if os.path.lexists(final):
+            raise BuildError(f"{final} is there already, and a release is never replaced", hint="run the build again")
+        work.rename(final)
         sync(image_folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     point_latest(image_folder, version)
-    return Release(image=image_folder.name, version=version, path=final, manifest=content)
+    return Release(image=image_folder.name, version=version, path=final, manifest=manifest)
 
 
-def point_latest(image_folder: Path, version: str) -> None:
-    """Let the symbolic link `latest` lead to a version, atomically."""
+def point_latest(image_folder: Path, version: str) -> bool:
+    """Let the symbolic link `latest` lead to a version, atomically.
+
+    Returns:
+        Whether it does; not if something of that name is there which is no link of ours.
+    """
     latest = image_folder / LATEST
-    if latest.is_symlink() and latest.readlink() == Path(version):
-        return
-    link = image_folder / f".latest-{uuid.uuid4().hex[:8]}"
+    if latest_version(image_folder) == version:
+        return True
+    if os.path.lexists(latest) and not is_latest(latest):
+        return False
+    link = image_folder / f".{LATEST}-{uuid.uuid4().hex[:8]}"
     link.symlink_to(version)
     link.replace(latest)
     sync(image_folder)
+    return True
 
 
 @contextlib.contextmanager
@@ -245,9 +257,17 @@ def publishing(image_folder: Path, *, on_wait: Callable[[], None] | None = None)
 
     Yields:
         Whether we are it.
+
+    Raises:
+        InputError: The folder of the image is a link, or something else has the name of the lock.
     """
-    image_folder.mkdir(parents=True, exist_ok=True)
     path = image_folder / LOCK
+    if image_folder.is_symlink() or (os.path.lexists(path) and not is_lock(path)):
+        raise InputError(
+            f"{image_folder if image_folder.is_symlink() else path} is not ours, and is left as it is",
+            hint="move it elsewhere, or set VMIMAGE_DIST to another folder",
+        )
+    image_folder.mkdir(parents=True, exist_ok=True)
     file = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if not file and on_wait:
         on_wait()
@@ -264,24 +284,32 @@ def publishing(image_folder: Path, *, on_wait: Callable[[], None] | None = None)
 
 def sweep(dist: Path) -> None:
     """Remove what killed releases left: hidden work folders and links."""
-    for folder in {path.parent for path in dist.glob("*/.*") if LEFT_FORM.match(path.name)}:
+    for folder in image_folders(dist):
+        if not any(is_left(path.name) for path in _listed(folder)):
+            continue
         with publishing(folder) as alone:
-            for path in folder.iterdir() if alone else ():
-                if LEFT_FORM.match(path.name):
+            for path in _listed(folder) if alone else ():
+                if is_left(path.name):
                     remove_tree(path)
 
 
 def choose(dist: Path, image: str, version: str | None) -> Release:
-    """Return a release by version, or the latest.
+    """Return a release by version, or the latest: the one that `latest` leads to, or the newest.
 
     Raises:
         InputError: There is none.
+        VerifyError: The one that was named is no release that can be used.
     """
-    path = dist / image / (version or LATEST)
-    resolved = path.resolve().name
-    for release in releases(dist):
-        if release.image == image and release.version == resolved:
+    wanted = version if version != LATEST else None
+    for release in releases(dist) if wanted else latest_releases(dist):
+        if release.image == image and wanted in (None, release.version):
             return release
+    for misfit in look(dist)[1]:
+        if misfit.path == dist / image / str(wanted):
+            raise VerifyError(
+                f"{misfit.path} cannot be used: {misfit.why}",
+                hint=f"choose another version (`invoke list`), or build it again: invoke build-image {image}",
+            )
     raise InputError(
         f"{dist} holds no release {version or 'latest'} of {image}",
         hint=f"`invoke list` shows what there is; `invoke build-image {image}` makes one",

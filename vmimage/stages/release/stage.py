@@ -19,16 +19,18 @@ from vmimage.cache.result import Result
 from vmimage.plan import Plan
 from vmimage.spec.model import MachineSpec
 from vmimage.stages.base import PACKAGES
+from vmimage.stages.release.contents import fill_release
 from vmimage.stages.release.dist import (
     Release,
-    fill_release,
     find_release,
     is_of,
+    latest_version,
     point_latest,
     publish_release,
     publishing,
-    version_of,
 )
+from vmimage.stages.release.mark import open_dist
+from vmimage.stages.release.version import LATEST, free_version, version_of
 from vmimage.stages.stage import Stage, StoredStage
 from vmimage.stages.verify.stage import VerifyStage
 from vmimage.util.console import Step
@@ -83,6 +85,11 @@ class ReleaseStage(Stage):
     def _folder(self) -> Path:
         return self.context.dist / self.image
 
+    @property
+    def _new_version(self) -> str:
+        """The version that a release made now gets; it is the same while `publishing` holds."""
+        return free_version(self._folder, version_of(self.verify.export.key, self.context.today))
+
     def find(self) -> Release | None:
         """Return the newest release of these files."""
         return find_release(self.context.dist, self.image, self.verify.export.key)
@@ -105,7 +112,7 @@ class ReleaseStage(Stage):
             work,
             image=self.image,
             arch=self.arch,
-            version=version_of(export.key, self.context.today),
+            version=self._new_version,
             export=export.result.path,
             files=export.exported,
             verdict=self.verify.verdict,
@@ -115,15 +122,23 @@ class ReleaseStage(Stage):
     def obtain(self, step: Step, *, fresh: bool, check: bool) -> None:
         # One at a time: another build of the same image may release the same version.
         hint = "make room there, or set VMIMAGE_DIST to a folder on a larger disk"
-        with fullness_told(self.context.dist, hint), publishing(self._folder, on_wait=step.wait):
-            done = self.find()
-            if done and not fresh and is_of(done, self.verify.verdict, check=check):
-                # A build that was killed, or one of other inputs, may have left it elsewhere.
-                point_latest(done.path.parent, done.version)
-                step.outcome = f"{done.version} is released already"
-                return
-            version = version_of(self.verify.export.key, self.context.today)
-            step.outcome = str(publish_release(self._folder, version, lambda work: self.make(work, step)).path)
+        with fullness_told(self.context.dist, hint):
+            open_dist(self.context.dist)
+            with publishing(self._folder, on_wait=step.wait):
+                step.outcome = self._released(step, fresh=fresh, check=check)
+
+    def _released(self, step: Step, *, fresh: bool, check: bool) -> str:
+        """Release the files if they are not; returns what to say of it."""
+        done = self.find()
+        # The same bytes are not released twice, whatever is done again: a release is never replaced.
+        if done and is_of(done, self.verify.verdict, check=check or fresh):
+            # A build that was killed, or one of other inputs, may have left it elsewhere.
+            point_latest(done.path.parent, done.version)
+            return f"{done.version} is released already"
+        made = publish_release(self._folder, self._new_version, lambda work: self.make(work, step))
+        if latest_version(self._folder) != made.version:
+            return f"{made.path}; `{LATEST}` beside it is not our link, and stays as it is"
+        return str(made.path)
 
     def planned(self) -> Iterator[tuple[str, str, str]]:
         done = self.find()

@@ -1,0 +1,264 @@
+"""`invoke run --disk FILE`: what the disk stands on stays beside it, and is compared before each start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.tools import released
+from vmimage.commands import kept_disk
+from vmimage.commands.kept_disk import find_base, make_kept, require_base
+from vmimage.commands.run_image import further_ports, run_image
+from vmimage.stages.release.dist import Release, choose, remove_releases
+from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.files import sha256_file
+from vmimage.util.ports import ranges
+from vmimage.util.run import run
+from vmimage.util.settings import options
+
+VERSION = "20261127-01234567"
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    """A release of a qcow2 with something in it."""
+    raw = tmp_path / "x.raw"
+    raw.write_bytes(b"base" * (1 << 18))
+    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, tmp_path / "x.qcow2"])
+    released(tmp_path / "dist", "toolbox", VERSION, (tmp_path / "x.qcow2").read_bytes())
+    return choose(tmp_path / "dist", "toolbox", None)
+
+
+def content(disk: Path, into: Path) -> bytes:
+    run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, into])
+    return into.read_bytes()
+
+
+def test_disk_outlives_its_release_and_moves_with_its_base(release: Release, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert find_base(folder / "my.qcow2") is None
+    make_kept(release, folder / "my.qcow2")
+    assert (folder / "my.qcow2.base/disk").stat().st_ino == release.file("qcow2").stat().st_ino, "it takes no room"
+    assert {path.name for path in folder.rglob("*")} == {"my.qcow2", "my.qcow2.base", "disk", "base.json"}
+    remove_releases(tmp_path / "dist")
+    folder.rename(tmp_path / "moved")
+    disk = tmp_path / "moved/my.qcow2"
+    base = find_base(disk)
+    assert base
+    assert (base.image, base.version, base.sha256) == ("toolbox", VERSION, sha256_file(tmp_path / "x.qcow2"))
+    assert base.machine.memory == "2 GiB"
+    require_base(disk, base)
+    assert content(disk, tmp_path / "y.raw") == (tmp_path / "x.raw").read_bytes()
+
+
+def test_base_that_is_gone_or_another_is_refused(release: Release, tmp_path: Path) -> None:
+    disk = tmp_path / "my.qcow2"
+    make_kept(release, disk)
+    base = find_base(disk)
+    assert base
+    under = tmp_path / "my.qcow2.base/disk"
+    data = bytearray(under.read_bytes())
+    data[-1] ^= 1
+    under.unlink()
+    with pytest.raises(VerifyError, match="which is gone") as refused:
+        require_base(disk, base)
+    assert VERSION in refused.value.hint
+    under.symlink_to(tmp_path / "x.qcow2")
+    with pytest.raises(VerifyError, match="which is gone"):
+        require_base(disk, base)
+    under.unlink()
+    under.write_bytes(data)
+    with pytest.raises(VerifyError, match=f"is not what it was\n    was   {base.sha256}\n    found "):
+        require_base(disk, base)
+
+
+def foreign(what: str, disk: Path, release: Release) -> None:  # noqa: C901 - a list of what can be there
+    other = disk.with_name("other")
+    if what == "a qcow2":
+        run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "8M"])
+    elif what == "a raw file":
+        disk.write_bytes(bytes(1 << 20))
+    elif what == "a folder":
+        disk.mkdir()
+    elif what == "a link":
+        make_kept(release, other)
+        disk.symlink_to(other)
+        disk.with_name(f"{disk.name}.base").symlink_to(f"{other}.base")
+    elif what == "a link to nothing":
+        disk.symlink_to(other)
+    elif what == "a pipe":
+        os.mkfifo(disk)
+    elif what == "of an earlier version":
+        run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", release.file("qcow2"), "-F", "qcow2", disk])
+    elif what == "the released file":
+        disk.hardlink_to(release.file("qcow2"))
+    elif what == "no folder":
+        disk.parent.rmdir()
+    elif what == "a foreign base":
+        (folder := disk.with_name(f"{disk.name}.base")).mkdir()
+        (folder / "photo.jpg").write_text("mine")
+    elif what == "a base as a file":
+        disk.with_name(f"{disk.name}.base").write_text("mine")
+    else:
+        make_kept(release, disk)
+        spoil(what, disk)
+
+
+def spoil(what: str, disk: Path) -> None:
+    facts = disk.with_name(f"{disk.name}.base") / "base.json"
+    text = facts.read_text()
+    if what == "only its base":
+        disk.unlink()
+    elif what == "no facts":
+        facts.unlink()
+    elif what == "half of the facts":
+        facts.write_text(text[: len(text) // 2])
+    elif what == "facts that are a link":
+        facts.rename(disk.with_name("facts"))
+        facts.symlink_to(disk.with_name("facts"))
+    elif what == "wrong facts":
+        facts.write_text(json.dumps(json.loads(text) | {"version": "../../x"}))
+    elif what == "another overlay":
+        disk.unlink()
+        run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", disk, "1M"])
+    elif what == "renamed":
+        facts.parent.rename(disk.with_name("new.base"))
+        disk.rename(disk.with_name("new"))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("a qcow2", "not a disk that `invoke run --disk` made"),
+        ("a raw file", "not a disk that `invoke run --disk` made"),
+        ("of an earlier version", "not a disk that `invoke run --disk` made"),
+        ("the released file", "not a disk that `invoke run --disk` made"),
+        ("no facts", "not a disk that `invoke run --disk` made"),
+        ("half of the facts", "base.json: no JSON"),
+        ("facts that are a link", "base.json: a symbolic link"),
+        ("wrong facts", "base.json: version: no version"),
+        ("a folder", "no file, but a link, a folder or a device"),
+        ("a link", "no file, but a link, a folder or a device"),
+        ("a link to nothing", "no file, but a link, a folder or a device"),
+        ("a pipe", "no file, but a link, a folder or a device"),
+        ("no folder", "there is no folder"),
+        ("a foreign base", "is there, and is not ours"),
+        ("a base as a file", "is there, and is not ours"),
+        ("only its base", "is what a disk stands on that is not here any more"),
+        ("another overlay", "it stands on /etc/passwd, not on my.qcow2.base/disk"),
+    ],
+)
+def test_file_that_is_not_ours_is_refused_and_stays_as_it_is(
+    what: str, said: str, release: Release, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    disk = tmp_path / "mine/my.qcow2"
+    foreign(what, disk, release)
+    before = listing(tmp_path)
+    with pytest.raises(InputError) as refused:
+        find_base(disk)
+    assert said in refused.value.message
+    assert refused.value.hint
+    assert listing(tmp_path) == before
+
+
+def listing(folder: Path) -> dict[str, tuple[int, str]]:
+    found = {str(path): path.lstat() for path in sorted(folder.rglob("*"))}
+    files = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in found if Path(path).is_file()}
+    return {path: (state.st_ino, files.get(path, "")) for path, state in found.items()}
+
+
+def test_disk_that_was_renamed_with_its_base_is_told_the_way_out(release: Release, tmp_path: Path) -> None:
+    foreign("renamed", tmp_path / "my.qcow2", release)
+    disk = tmp_path / "new"
+    with pytest.raises(InputError, match=r"it stands on my\.qcow2\.base/disk, not on new\.base/disk") as refused:
+        find_base(disk)
+    run(refused.value.hint.partition("tell it so: ")[2].split(), cwd=tmp_path)
+    base = find_base(disk)
+    assert base
+    require_base(disk, base)
+    assert content(disk, tmp_path / "y.raw") == (tmp_path / "x.raw").read_bytes()
+
+
+@pytest.mark.parametrize("at", ["released_disk", "place", "_write_overlay", "sync_tree", "_give_name"])
+def test_interruption_leaves_nothing_half_made(
+    at: str, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    disk = tmp_path / "mine/my.qcow2"
+    disk.parent.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(kept_disk, at, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_kept(release, disk)
+        assert not list(disk.parent.iterdir())
+        # Killed at the same place: what is left there is taken for what it is by the next run.
+        patched.setattr(kept_disk, "remove_tree", lambda path: None)
+        with pytest.raises(KeyboardInterrupt):
+            make_kept(release, disk)
+    assert not disk.exists()
+    assert find_base(disk) is None
+    make_kept(release, disk)
+    assert find_base(disk)
+
+
+def test_file_that_came_meanwhile_is_not_written_over(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "my.qcow2"
+    monkeypatch.setattr(kept_disk, "sync_tree", lambda path: disk.write_text("mine"))
+    with pytest.raises(InputError, match="another process made it"):
+        make_kept(release, disk)
+    assert disk.read_text() == "mine"
+
+
+def test_where_no_hard_links_can_be_it_is_copied(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    disk = tmp_path / "my.qcow2"
+    monkeypatch.setattr(os, "link", refuse)
+    make_kept(release, disk)
+    shutil.rmtree(tmp_path / "dist")
+    base = find_base(disk)
+    assert base
+    require_base(disk, base)
+
+
+@pytest.mark.parametrize(
+    ("image", "version"), [("dev-env", None), (None, "20261127-01234567.2"), ("toolbox", "20261126-01234567")]
+)
+def test_disk_on_another_release_than_was_named(
+    image: str | None, version: str | None, release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "my.qcow2"
+    make_kept(release, disk)
+    chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_DIST": f"{tmp_path}/dist"})
+    with pytest.raises(BaseException, match=f"stands on toolbox {VERSION}, and no other") as refused:
+        run_image(
+            image, version, chosen, like="kvm", firmware="bios", ports=(1, 2, 3, 4), ssh_key=None, disk=str(disk),
+            seed=None,
+        )  # fmt: skip
+    assert refused.value.code == 2  # type: ignore[attr-defined]
+
+
+def test_ports_that_are_in_use_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmimage.commands.run_image.is_taken", lambda port: port in (31003, 31004, 31009))
+    free, skipped = further_ports("31000-31010", {"ssh": 31006, "kubernetes": 16443})
+    assert ranges(free) == "31000-31002, 31005, 31007-31008, 31010"
+    assert ranges(skipped) == "31003-31004, 31006, 31009"
+    assert further_ports("6443-6443", {"kubernetes": 16443}) == ([], [6443]), "the guest's port leads elsewhere already"
+    free, skipped = further_ports("20000-29999", {})
+    assert len(free) == 512
+    assert ranges(skipped) == "20512-29999"
+    assert further_ports(None, {}) == ([], [])
