@@ -10,9 +10,9 @@ from invoke.context import Context
 from invoke.tasks import task as invoke_task
 
 from dev.tasks import bench, lint, lock, schema, test
+from vmimage.commands.chosen import options
 from vmimage.commands.positionals import allow_missing_positionals
 from vmimage.util.encoding import use_utf8
-from vmimage.util.settings import options
 
 # What a command needs is imported when it is called: `invoke --list` needs nothing of it.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task as invoke_task
 
-from vmimage.util.settings import options
+from vmimage.commands.chosen import options
 
 task = partial(invoke_task, auto_shortflags=False)
 JSON = "JSON lines on standard output, for machines"

@@ -13,9 +13,9 @@ import jinja2
 
 from vmimage.spec.model import SEAL_STEP, Arch, Base, Component, Image, Location, Pin, Spec, size_bytes
 from vmimage.util.errors import InputError
+from vmimage.util.files import expanded
 from vmimage.util.masking import masked
 from vmimage.util.render import render
-from vmimage.util.settings import expanded
 
 TEMPLATE = ".j2"
 # Script of a step -> the program that it installs, beside its own files, and where.
@@ -109,16 +109,11 @@ def make_plan(
         debian_mirrors: Lines for sources.list; none for mmdebstrap's default.
 
     Raises:
-        InputError: The image does not exist, or its disk is too small.
+        InputError: The image does not exist, or a path names a home that is not known.
     """
     name, image = spec.image(name)
     base = spec.bases[image.base]
     components = tuple(spec.components[component] for component in image.components)
-    if size_bytes(image.disk) < BASE_DISK_BYTES:
-        least = BASE_DISK_BYTES >> 30
-        raise InputError(
-            f"images.{name}.disk: {image.disk} is less than {least} GiB", hint="give it more in images.yaml"
-        )
     pins = dict.fromkeys(pin for component in components for pin in component.pins)
     return Plan(
         name=name,
@@ -132,10 +127,6 @@ def make_plan(
         period=period(base.refresh, today),
         project=project,
     )
-
-
-# The root file system is made at this size (sparse) and grows at first boot to the disk it then has.
-BASE_DISK_BYTES = 8 << 30
 
 
 def period(refresh: str, today: date) -> str:
@@ -228,7 +219,7 @@ def _source(location: Location, version: str, arch: Arch, project: Path) -> Sour
         url = location.url.format(version=quote(version, safe=""), arch=arch)
         return Source(kind="url", where=url, members=members)
     if location.path:
-        path = project / expanded(location.path.format(version=version, arch=arch))
+        path = project / expanded(location.path.format(version=version, arch=arch), "images.yaml: path")
         return Source(kind="path", where=str(path), members=members)
     return Source(kind="pypi", where=str(location.pypi), members=members)
 
@@ -246,5 +237,5 @@ def _mirror_sources(mirror: str, name: str, pin: Pin, arch: Arch, own: Sequence[
             Source(kind="url", where=f"{mirror.rstrip('/')}/{quote(file)}", members=members)
             for file, members in candidates
         ]
-    folder = expanded(mirror).absolute()
+    folder = expanded(mirror, "--mirror").absolute()
     return [Source(kind="path", where=str(folder / file), members=members) for file, members in candidates]

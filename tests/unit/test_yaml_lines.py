@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,61 @@ def test_broken_yaml_is_one_problem_with_its_line(text: str, line: int) -> None:
     problems = parse(text).problems
     assert problems
     assert problems[0].line == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("a: &x 1\nb: *x\n", 2, "aliases (*x) are not read: write out what it stands for"),
+        ("a: &x [1]\nb: [*x, *x]\n", 2, "aliases (*x)"),
+        ("<<: *base", 1, "aliases (*base)"),
+        ("a:\n  !!timestamp x", 2, "tags (tag:yaml.org,2002:timestamp) are not read"),
+        ("a: !!bool x", 1, "tags (tag:yaml.org,2002:bool)"),
+        ("a: !!int ''", 1, "tags (tag:yaml.org,2002:int)"),
+        ("a: !!float ''", 1, "tags (tag:yaml.org,2002:float)"),
+        ("a: !!binary x", 1, "tags (tag:yaml.org,2002:binary)"),
+        ("a: !!set {x}", 1, "tags (tag:yaml.org,2002:set)"),
+        ("a: !!python/object/apply:os.system [x]", 1, "tags ("),
+        ("!!omap a", 1, "tags ("),
+        ("a: ! x", 1, "tags (!)"),
+        ("!!str a: 1", 1, "tags ("),
+        ("a: 1\nb: " + "9" * 5000, 2, "a number of more than 30 digits"),
+        ("a: " + "1" * 20 + "." + "1" * 5000, 1, "a number of more than 30 digits"),
+        ("a: 1\nb: \0", 2, "special characters are not allowed"),
+    ],
+)
+def test_what_is_not_read_is_told_with_its_line(text: str, line: int, said: str) -> None:
+    (problem,) = parse(text).problems
+    assert problem.line == line
+    assert problem.message.removeprefix("not YAML: ").startswith(said)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+LARGE = {
+    "aliases": BOMB,
+    "keys": "".join(f"k{number}: 1\n" for number in range(20_000)),
+    "values": "a: [" + "x," * 100_000 + "]",
+    "depth of lists": "[" * 100_000,
+    "depth of mappings": "".join(f"{' ' * depth}a:\n" for depth in range(500)),
+    "dashes": "- " * 100_000,
+    "questions": "? " * 100_000,
+    "a long text": "a: " + "x" * (200 << 10),
+    "many lines": "a: |\n" + "  x\n" * (50 << 10),
+    "comments": "# x\n" * (60 << 10),
+    "a large file": "a: 1\n" * (1 << 20),
+    "quotes": "a: '" + "''" * (100 << 10) + "'",
+    "anchors": "&a " * 50_000,
+    "a duplicate": "a: 1\n" * 4000,
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_what_is_large_or_deep_ends_soon(what: str) -> None:
+    started = time.process_time()
+    parse(LARGE[what])
+    assert time.process_time() - started < 2.0
 
 
 @given(st.text(max_size=60))

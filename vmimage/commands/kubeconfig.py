@@ -10,7 +10,8 @@ from vmimage.access.login import log_in
 from vmimage.commands.session import session
 from vmimage.commands.where import Where
 from vmimage.util.console import Console
-from vmimage.util.settings import Options, home
+from vmimage.util.files import home
+from vmimage.util.settings import Options
 
 
 def add_context(

@@ -19,9 +19,10 @@ from vmimage.stages.release.dist import Release, choose, tell_misfits
 from vmimage.stages.release.version import LATEST
 from vmimage.util.console import Console
 from vmimage.util.errors import BuildError, InputError
+from vmimage.util.files import expanded, home
 from vmimage.util.firmware import FirmwareName
 from vmimage.util.ports import is_taken, ranges, require_free
-from vmimage.util.settings import Options, home
+from vmimage.util.settings import Options
 from vmimage.vm.accelerator import find_accelerator, machine_cpus
 from vmimage.vm.forwards import FORWARDS
 from vmimage.vm.machine import Hardware, make_overlay, start, write_seed
@@ -54,7 +55,7 @@ def find_public_keys(given: str | None, folder: Path) -> list[str]:
     Raises:
         InputError: There is none, or it is not a public key.
     """
-    paths = [Path(given).expanduser()] if given else [folder / name for name in KEY_NAMES]
+    paths = [expanded(given, "--ssh-key")] if given else [folder / name for name in KEY_NAMES]
     keys = []
     for path in paths:
         if path.is_file():
@@ -229,7 +230,7 @@ def run_image(
     with session(chosen) as (console, store):
         profile, kind = machine_like(like, firmware)
         name, _image = load_spec(chosen.spec).image(image)
-        kept = Path(disk).expanduser().absolute() if disk else None
+        kept = expanded(disk, "--disk").absolute() if disk else None
         tell_misfits(chosen.dist, console)
         run_release(
             _standing(kept, image, version) or choose(chosen.dist, name, version),

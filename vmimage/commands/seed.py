@@ -9,7 +9,7 @@ from vmimage.access.seed import make_seed
 from vmimage.commands.run_image import find_public_keys
 from vmimage.commands.session import errors_shown
 from vmimage.util.console import Console
-from vmimage.util.settings import home
+from vmimage.util.files import home
 
 
 def write_a_seed(ssh_keys: Sequence[str], to: Path, *, hostname: str, user_data: str | None, force: bool) -> None:

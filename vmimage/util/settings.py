@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shlex
 import threading
@@ -13,8 +12,8 @@ from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.util.errors import InputError
+from vmimage.util.files import expanded, home
 
-NO_HOME = Path("/dev/null/no-home-directory")
 RATE_SECONDS = 60.0
 """Over so long the rate of a download is measured."""
 
@@ -97,41 +96,21 @@ def options(
     debian_mirror: str | None = None,
     accelerator: str | None = None,
 ) -> Options:
-    """Join arguments and environment."""
+    """Join arguments and environment.
+
+    Raises:
+        InputError: A folder names a home that is not known.
+    """
     caches = _xdg(environment, "XDG_CACHE_HOME", ".cache")
     states = _xdg(environment, "XDG_STATE_HOME", ".local/state")
     return Options(
-        cache=expanded(environment.get("VMIMAGE_CACHE") or caches / "vmimage").absolute(),
-        dist=expanded(environment.get("VMIMAGE_DIST") or PROJECT / "dist").absolute(),
-        state=expanded(environment.get("VMIMAGE_STATE") or states / "vmimage").absolute(),
+        cache=expanded(environment.get("VMIMAGE_CACHE") or caches / "vmimage", "VMIMAGE_CACHE").absolute(),
+        dist=expanded(environment.get("VMIMAGE_DIST") or PROJECT / "dist", "VMIMAGE_DIST").absolute(),
+        state=expanded(environment.get("VMIMAGE_STATE") or states / "vmimage", "VMIMAGE_STATE").absolute(),
         mirrors=tuple(map(_absolute, (*mirrors, *_words(environment.get("VMIMAGE_MIRROR", ""))))),
         debian_mirror=debian_mirror or environment.get("VMIMAGE_DEB_MIRROR") or None,
         accelerator=accelerator or environment.get("VMIMAGE_ACCELERATOR") or None,
     )
-
-
-def home() -> Path:
-    """Return the user's home directory; a path that can never be one for a user who has none."""
-    for found in (os.environ.get("HOME", ""), os.path.expanduser(f"~{_user_name()}")):  # noqa: PTH111 - never raises
-        if Path(found).is_absolute():
-            return Path(found)
-    return NO_HOME
-
-
-def _user_name() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return ""
-
-
-def expanded(path: str | Path) -> Path:
-    """Return a path with `~` filled in; one that can never be where there is no such user."""
-    text = str(path)
-    if text == "~" or text.startswith("~/"):
-        return home() / text[2:]
-    found = os.path.expanduser(text)  # noqa: PTH111 - never raises
-    return NO_HOME.parent / found if found.startswith("~") else Path(found)
 
 
 def _xdg(environment: Mapping[str, str], name: str, otherwise: str) -> Path:
@@ -169,4 +148,4 @@ def _words(text: str) -> list[str]:
 
 def _absolute(mirror: str) -> str:
     """Return a mirror that means the same in another directory."""
-    return mirror if "://" in mirror else str(expanded(mirror).absolute())
+    return mirror if "://" in mirror else str(expanded(mirror, "--mirror").absolute())

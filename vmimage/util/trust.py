@@ -9,7 +9,7 @@ from pathlib import Path
 import certifi
 
 from vmimage.util.errors import InputError
-from vmimage.util.settings import expanded
+from vmimage.util.files import expanded
 
 INSTEAD = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Name a file or folder of what is trusted instead of this host's, as requests and curl have it."""
@@ -24,7 +24,7 @@ def trusted() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     given = [name for name in (*INSTEAD, "SSL_CERT_FILE") if os.environ.get(name)]
     for name in given:
-        _load(context, name, expanded(os.environ[name]))
+        _load(context, name, expanded(os.environ[name], name))
     if not set(given) & set(INSTEAD):
         known = ssl.get_default_verify_paths()
         context.load_default_certs()

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from vmimage.util.ports import FORWARDS, Forward
 
-@dataclass(frozen=True)
-class Forward:
-    """A port on the host's loopback that leads to a port of the guest."""
-
-    host: int
-    guest: int
-
-
-FORWARDS = {
-    "ssh": Forward(2222, 22),
-    "http": Forward(8080, 80),
-    "https": Forward(8443, 443),
-    "kubernetes": Forward(6443, 6443),
-}
+__all__ = ["FORWARDS", "Forward", "all_forwards"]
 
 
 def all_forwards(ports: Iterable[int]) -> dict[str, Forward]:
