@@ -30,6 +30,9 @@ if image == "slow":
 if image == "bad":
     say("error", message="it broke", hint="", exit_code=5)
     sys.exit(5)
+if image in ("old", "older"):
+    say("error", message="it is old", hint="install a newer one\\nor wait", exit_code=3)
+    sys.exit(3)
 say("result", release=f"/dist/{image}/1", arguments=sys.argv[4:])
 """
 
@@ -61,6 +64,14 @@ def test_others_are_built_though_one_fails(capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr().out
     assert "bad              FAILED" in said
     assert "good             released" in said
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_hints_of_what_failed_are_told_with_their_images() -> None:
+    with pytest.raises(VmimageError, match="old failed:\nit is old\nlog: ") as failed:
+        build_all(["old", "bad", "older"], 1, [], Console())
+    assert failed.value.hint == "old, older: install a newer one\nor wait"
+    assert failed.value.exit_code == 3
 
 
 def test_ctrl_c_ends_the_builds(tmp_path: Path) -> None:

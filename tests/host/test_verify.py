@@ -3,7 +3,10 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -256,3 +259,39 @@ def test_clones_that_share_something_are_named_whenever_they_came_up() -> None:
     assert list(identities.shared()) == ["host-keys is the same in a, c", "cluster-ca: c has none"]
     identities.add("d", {"machine-id": [], "host-keys": [], "cluster-ca": ["2"]})
     assert "machine-id: d has none" in list(identities.shared())
+
+
+def test_verification_ends_at_once_also_while_it_reads_a_large_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is so large that it would be read for hours; a machine that is due starts a process all the same."""
+    reading = threading.Event()
+
+    def endless(fd: int) -> Iterator[tuple[int, int]]:
+        reading.set()
+        yield 0, 1 << 50
+
+    def machine(*_: object) -> Check:
+        reading.wait()
+        with contextlib.suppress(VerifyError):
+            run(["sleep", "600"], error=VerifyError)
+        with contextlib.suppress(VerifyError):
+            run(["sleep", "601"], error=VerifyError)
+        return Check(name="x")
+
+    monkeypatch.setattr("vmimage.disk.raw.extents", endless)
+    monkeypatch.setattr("vmimage.stages.verify.verdict.check_machine", machine)
+    run(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "a.qcow2", "1M"])
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def interrupt() -> None:
+        reading.wait()
+        time.sleep(0.2)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        verify(subject(tmp_path / "a.qcow2"), work, "tcg", quiet())
+    assert time.monotonic() - started < 3

@@ -22,13 +22,19 @@ END_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How the build of one image ended."""
+    """How the build of one image ended.
+
+    Attributes:
+        said: The folder of its release, or what failed.
+        hint: What to do about that.
+    """
 
     image: str
     exit_code: int
     seconds: float
     said: str
     log: str
+    hint: str = ""
 
 
 class _Builds:
@@ -46,7 +52,7 @@ class _Builds:
         """Build one image, and pass on what it tells."""
         argv = [sys.executable, "-m", "invoke", "build-image", image, "--json", *self._arguments]
         started = time.monotonic()
-        log, said = "", ""
+        log, said, hint = "", "", ""
         with spawn(argv, cwd=PROJECT, env=self._environment, output=subprocess.PIPE) as process:
             with self._lock:
                 self._running.add(process)
@@ -61,13 +67,14 @@ class _Builds:
                 if told["event"] == "run":
                     log = f"{told.get('log')}/run.log"
                 elif told["event"] == "error":
-                    said = str(told["message"])
+                    said, hint = str(told["message"]), str(told.get("hint", ""))
                 elif told["event"] == "result":
                     said = str(told["release"])
             exit_code = process.wait()
             with self._lock:
                 self._running.discard(process)
-        return Outcome(image=image, exit_code=exit_code, seconds=time.monotonic() - started, said=said, log=log)
+        seconds = time.monotonic() - started
+        return Outcome(image=image, exit_code=exit_code, seconds=seconds, said=said, log=log, hint=hint)
 
     def _pass_on(self, image: str, told: dict[str, Any]) -> None:
         fields = {key: value for key, value in told.items() if key not in ("event", "time", "image")}
@@ -117,11 +124,21 @@ def build_all(
     failed = [outcome for outcome in outcomes if outcome.exit_code]
     if failed:
         error = VmimageError(
-            "\n\n".join(f"{outcome.image} failed:\n{outcome.said}\nlog: {outcome.log}" for outcome in failed)
+            "\n\n".join(f"{outcome.image} failed:\n{outcome.said}\nlog: {outcome.log}" for outcome in failed),
+            hint=joined_hints(failed),
         )
         error.exit_code = failed[0].exit_code
         raise error
     return outcomes
+
+
+def joined_hints(failed: Sequence[Outcome]) -> str:
+    """Return the hints of builds that failed, each once, with the images that it is for."""
+    images: dict[str, list[str]] = {}
+    for outcome in failed:
+        if outcome.hint:
+            images.setdefault(outcome.hint, []).append(outcome.image)
+    return "\n".join(f"{', '.join(names)}: {hint}" for hint, names in images.items())
 
 
 def summary_line(outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -96,10 +96,13 @@ def read_range(fd: int, start: int, end: int) -> bytes:
 BLOCK = 64 << 10
 
 
-def content_digest(path: Path) -> str:
+def content_digest(path: Path, *, between: Callable[[], None] = lambda: None) -> str:
     """Return a SHA-256 of what a disk holds: of each block of 64 KiB that is not all zeros, its place and bytes.
 
     Unlike that of the file it does not read holes, and does not depend on where they are.
+
+    Args:
+        between: Is called before each block; what it raises ends the reading, which may take minutes.
     """
     zeros = bytes(BLOCK)
     digest = hashlib.sha256(str(path.stat().st_size).encode())
@@ -108,6 +111,7 @@ def content_digest(path: Path) -> str:
         for start, end in extents(file.fileno()):
             at = max(done, start - start % BLOCK)
             while at < end:
+                between()
                 block = os.pread(file.fileno(), BLOCK, at)
                 if block != zeros[: len(block)]:
                     digest.update(at.to_bytes(8, "little") + block)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from vmimage.util.run import kill_running
 from vmimage.vm.accelerator import Accelerator
 
 VERDICT = "verdict.json"
+END_SECONDS = 0.1
 
 
 def verify(
@@ -79,8 +81,9 @@ def _checks(subject: Subject, rooms: Rooms, accelerator: Accelerator, step: Step
     """Look at the disks, boot all machines, and compare what the clones are known by."""
     disks = {file.kind: opened_disk(file, rooms.work) for file in subject.files}
     identities = Identities()
+    ending = threading.Event()
     with ThreadPoolExecutor(max_workers=AT_ONCE) as machines, ThreadPoolExecutor(max_workers=1) as beside:
-        on_disk = beside.submit(_check_disks, subject, disks, rooms.work, step)
+        on_disk = beside.submit(_check_disks, subject, disks, rooms.work, step, ending)
         in_machines = [
             machines.submit(check_machine, subject, index, disks[boot.kind], identities, rooms, accelerator, step)
             for index, boot in enumerate(subject.boots)
@@ -88,13 +91,21 @@ def _checks(subject: Subject, rooms: Rooms, accelerator: Accelerator, step: Step
         try:
             checks = [on_disk.result(), *(future.result() for future in in_machines)]
         except BaseException:
-            # Ctrl-C, or an error: no machine is waited for.
+            # Ctrl-C, or an error: no machine is waited for, and no reading of a disk.
+            ending.set()
             machines.shutdown(wait=False, cancel_futures=True)
-            kill_running()
+            _end([on_disk, *in_machines])
             raise
     for kind in disks:
         shutil.rmtree(rooms.work / f"disk-{kind}")
     return [*checks, _check_clones(identities, len(subject.boots))]
+
+
+def _end(futures: Sequence[Future[Check]]) -> None:
+    """Kill what checks run until they have ended: one may start a process after the first time."""
+    while not all(future.done() for future in futures):
+        kill_running()
+        wait(futures, timeout=END_SECONDS)
 
 
 def _check_clones(identities: Identities, machines: int) -> Check:
@@ -121,16 +132,28 @@ def _bad(
     )
 
 
-def _check_disks(subject: Subject, disks: Mapping[str, Opened], work: Path, step: Step) -> Check:
-    """Run the tests that look at the disk from outside on the first file, and compare the others' disks with it."""
+def _check_disks(
+    subject: Subject, disks: Mapping[str, Opened], work: Path, step: Step, ending: threading.Event
+) -> Check:
+    """Run the tests that look at the disk from outside on the first file, and compare the others' disks with it.
+
+    Args:
+        ending: Is set when nobody waits for it any more.
+    """
+
+    def go_on() -> None:
+        if ending.is_set():
+            raise VerifyError("stopped")
+
     check = Check(name="disk")
     folder = work / "disk"
     folder.mkdir()
     raw = folder / "disk.raw"
     first = ""
     for kind, disk in disks.items():
+        go_on()
         write_raw(disk, raw)
-        content = content_digest(raw)
+        content = content_digest(raw, between=go_on)
         if not first:
             first = content
             context = {"facts": subject.facts, "raw_disk": str(raw), "build_key": subject.build_key}
