@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, timedelta
 from importlib.metadata import version
 from itertools import pairwise
 from typing import TypeVar
@@ -26,6 +26,7 @@ from vmimage.stages.stage import BuildContext, Stage
 from vmimage.stages.verify.stage import verify_stage
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError
+from vmimage.util.files import listed
 from vmimage.util.settings import Options
 from vmimage.vm.accelerator import find_accelerator, known_accelerator
 
@@ -164,7 +165,10 @@ def planned(plan: Plan, options: Options, store: Store) -> Iterator[tuple[str, s
 def open_store(options: Options) -> Store:
     """Open the cache, and forget the oldest logs."""
     store = Store(options.cache)
-    logs = sorted(path.name for path in (store.root / "logs").iterdir() if is_entry("logs", path.name))
+    logs = [path.name for path in listed(store.root / "logs") if is_entry("logs", path.name)]
+    # Names are times. Those of a clock that was ahead count as old: they would stay, and today's would go.
+    ahead = f"{datetime.now().astimezone() + timedelta(days=1):%Y%m%d-%H%M%S}"
+    logs.sort(key=lambda name: (name < ahead, name))
     for old in logs[: -KEPT_LOGS or None]:
         store.remove("logs", old)
     return store

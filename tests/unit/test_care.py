@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -9,7 +15,9 @@ from tests.tools import released, step_into
 from vmimage.cache.result import META, Result
 from vmimage.cache.store import Store
 from vmimage.commands import cache as care
+from vmimage.pipeline import open_store
 from vmimage.util.errors import InputError
+from vmimage.util.settings import Options, options
 
 KIB = 1 << 10
 
@@ -84,6 +92,84 @@ def test_what_the_latest_releases_were_made_from_is_needed(store: Store, tmp_pat
         released(tmp_path / "dist", "small", version, stages=stages, pins=pins)
     needed = {bake.name, layer.name, base.name, f"files/{'ab' * 32}"}
     assert care.needed_by_releases(store, tmp_path / "dist") == needed
+
+
+def walk(store: Store) -> None:
+    care.summary([*care.entries(store), care.Entry(stage="x", key="y", size=0, made=0, used=0)], now=0)
+
+
+def clean_up(store: Store) -> None:
+    care.clean(store, 1, ())
+    care.remove_rest(store)
+
+
+@pytest.mark.parametrize(
+    "look", [walk, clean_up, lambda store: store.earlier("base"), lambda store: store.estimate("base"),
+             lambda store: store.layers_on("base", "0" * 16), lambda store: open_store(options_of(store))],
+    ids=["cache", "clean", "plan", "estimate", "layers", "logs"],
+)  # fmt: skip
+def test_what_vanishes_while_it_is_looked_at_is_no_error(store: Store, look: Callable[[Store], None]) -> None:
+    """Beside it, results are made and removed as running builds do; without an end, so that each place is met."""
+    ended = threading.Event()
+    errors = list[BaseException]()
+
+    def build() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            for stage in ("base", "layer", "logs"):
+                key = f"{number % 40:016x}" if stage != "logs" else f"20261127-{number % 40:06}-build-image-1"
+                folder = store.root / stage / key
+                with contextlib.suppress(OSError):
+                    (folder / "deep").mkdir(parents=True, exist_ok=True)
+                    (folder / "deep/out").write_text("x")
+                    (folder / "inputs.json").write_text('{"after": "base/0000000000000000"}')
+                    (folder / META).write_text('{"content": {}}')
+                shutil.rmtree(store.root / stage / f"{(number + 20) % 40:016x}", ignore_errors=True)
+
+    builds = [threading.Thread(target=build) for _ in range(2)]
+    for each in builds:
+        each.start()
+    end = time.monotonic() + 0.7
+    try:
+        while time.monotonic() < end:
+            look(store)
+    except OSError as error:
+        errors.append(error)
+    ended.set()
+    for each in builds:
+        each.join()
+    assert not errors
+
+
+def options_of(store: Store) -> Options:
+    return options({"VMIMAGE_CACHE": str(store.root)})
+
+
+def test_clock_that_was_ahead_keeps_nothing_for_ever(store: Store) -> None:
+    ahead, made_ahead, old, new = (made(store, "base", name) for name in ("ahead", "made ahead", "old", "new"))
+    now, future = time.time(), time.time() + 1e9
+    os.utime(ahead.path / META, (future, future))
+    os.utime(ahead.path, (now - 5000, now - 5000))
+    for path in (made_ahead.path, made_ahead.path / META):
+        os.utime(path, (future, future))
+    os.utime(old.path / META, (now - 4000, now - 4000))
+    os.utime(new.path / META, (now, now))
+    size = next(entry.size for entry in care.entries(store) if entry.name == new.name)
+    assert [entry.name for entry in care.clean(store, size, ())] == [made_ahead.name, ahead.name, old.name]
+    assert care.ago(-3600) == "in the future"
+    assert care.ago(-5) == "just now"
+
+
+def test_logs_from_the_future_go_before_those_of_today(store: Store) -> None:
+    today = f"{datetime.now().astimezone():%Y%m%d}"
+    names = [f"20990101-0000{number:02}-verify-1" for number in range(25)]
+    names += [f"{today}-0000{number:02}-verify-1" for number in range(10)]
+    for name in names:
+        (store.root / "logs" / name).mkdir()
+    open_store(options_of(store))
+    left = sorted(path.name for path in (store.root / "logs").iterdir())
+    assert left == sorted([*names[25:], *names[15:25]])
 
 
 @pytest.mark.parametrize("kind", ["logs", "kept", "partial"])

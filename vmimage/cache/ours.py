@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from vmimage.util.errors import InputError
+from vmimage.util.files import listed
 
 TAG = "CACHEDIR.TAG"
 SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
@@ -49,7 +50,7 @@ def open_root(root: Path) -> None:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     end = time.monotonic() + MARK_SECONDS
     while not is_marked(root):
-        others = sorted(path.name for path in root.iterdir())
+        others = [path.name for path in listed(root)]
         if not others or is_of_an_earlier_version(root):
             # New, so that no link is followed, and nothing is overwritten; another process may be first.
             with contextlib.suppress(FileExistsError), (root / TAG).open("x") as tag:
@@ -84,13 +85,9 @@ def is_marked(root: Path) -> bool:
 
 def is_of_an_earlier_version(root: Path) -> bool:
     """Tell whether all that a folder holds is of our form: caches were not marked once."""
-    for path in root.iterdir():
+    for path in listed(root):
         if path.is_symlink() or not (path.is_dir() or path.name in REMEMBERED):
             return False
-        if (
-            path.is_dir()
-            and path.name != "locks"
-            and not all(is_entry(path.name, each.name) for each in path.iterdir())
-        ):
+        if path.is_dir() and path.name != "locks" and not all(is_entry(path.name, each.name) for each in listed(path)):
             return False
     return (root / "locks").is_dir()

@@ -9,17 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vmimage.util.json_file import read_json
+
 INPUTS = "inputs.json"
 META = "meta.json"
 AFTER = "after"
 LAYER = "layer"
 KEY_LENGTH = 16
+MOST_BYTES = 64 << 20
+"""Of what is noted of a result."""
 
 
 def stage_key(inputs: Mapping[str, object]) -> str:
     """Return the key of a stage: the start of the SHA-256 over its inputs as canonical JSON."""
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def read_noted(path: Path) -> dict[str, Any]:
+    """Read what is noted of a result.
+
+    Raises:
+        ValueError: It is not there, or damaged.
+    """
+    found = read_json(path, MOST_BYTES)
+    if not isinstance(found, dict):
+        raise ValueError("no mapping")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +56,12 @@ class Result:
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """What the key was made from."""
-        found: Mapping[str, Any] = json.loads((self.path / INPUTS).read_text())
-        return found
+        """What the key was made from.
+
+        Raises:
+            ValueError: It is gone, since another process removed the result; or it is damaged.
+        """
+        return read_noted(self.path / INPUTS)
 
     @property
     def name(self) -> str:

@@ -29,15 +29,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
 from vmimage.cache.ours import is_entry, make_folder, open_root
-from vmimage.cache.result import AFTER, INPUTS, LAYER, META, Result, stage_key
+from vmimage.cache.result import AFTER, INPUTS, LAYER, META, Result, read_noted, stage_key
 from vmimage.disk.raw import content_digest
 from vmimage.util.console import Step, human_bytes
 from vmimage.util.errors import HostError
-from vmimage.util.files import fullness_told, peak_disk_use, remove_tree, stamp, sync, sync_tree
+from vmimage.util.files import fullness_told, listed, peak_disk_use, remove_tree, stamp, sync, sync_tree
 from vmimage.util.locks import lock_file
 
 FOLDERS = ("files", "work", "locks", "logs", "kept")
@@ -100,7 +101,7 @@ class Store:
         """Return a complete result by its key."""
         path = self.root / stage / key
         try:
-            meta = json.loads((path / META).read_text())
+            meta = read_noted(path / META)
             content = meta["content"].items()
             same = not below or meta.get("below") == below.meta.get("id")
             same = same and all(stamp(path / name) == (facts["bytes"], facts["mtime_ns"]) for name, facts in content)
@@ -110,14 +111,17 @@ class Store:
 
     def results(self) -> list[Result]:
         """Return all complete results."""
-        paths = [path for path in sorted(self.root.glob("*/*")) if path.parent.name not in NO_STAGES]
+        paths = [path for each in listed(self.root) if each.name not in NO_STAGES for path in listed(each)]
         return [found for path in paths if (found := self.result(path.parent.name, path.name))]
 
     def earlier(self, stage: str) -> list[Mapping[str, Any]]:
         """Return the inputs of all complete results of a stage, the latest used first."""
-        found = [each for each in self.results() if each.stage == stage]
-        found.sort(key=lambda each: (each.path / META).stat().st_mtime, reverse=True)
-        return [each.inputs for each in found]
+        found: list[tuple[float, Mapping[str, Any]]] = []
+        for each in (each for each in self.results() if each.stage == stage):
+            # Another process may remove it at any time.
+            with contextlib.suppress(OSError, ValueError):
+                found.append(((each.path / META).stat().st_mtime, each.inputs))
+        return [inputs for _, inputs in sorted(found, key=itemgetter(0), reverse=True)]
 
     def intact(self, found: Result) -> bool:
         """Compare all bytes of a result with what was noted when it was made."""
@@ -195,9 +199,9 @@ class Store:
     def layers_on(self, stage: str, key: str) -> list[str]:
         """Return the keys of all layers that stand on a result, the lowest first."""
         beneath = {}
-        for path in (self.root / LAYER).glob("*/" + INPUTS):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                beneath[path.parent.name] = json.loads(path.read_text())[AFTER]
+        for path in listed(self.root / LAYER):
+            with contextlib.suppress(ValueError, KeyError):
+                beneath[path.name] = read_noted(path / INPUTS)[AFTER]
         found, new = list[str](), [f"{stage}/{key}"]
         while new:
             new = [f"{LAYER}/{above}" for above, below in beneath.items() if below in new]
@@ -329,14 +333,14 @@ class Store:
         """Remove what killed processes left; returns the names of the work folders removed."""
         removed = []
         # Of what nobody holds, and of work folders further down, whose locks tell whether they are in use.
-        for path in (self.root / "locks").iterdir():
+        for path in listed(self.root / "locks"):
             if path.name.startswith("work-") or not path.is_file():
                 continue
             file = self.try_lock(path.name)
             if file:
                 with file:
-                    path.unlink()
-        for path in sorted((self.root / "work").iterdir()):
+                    path.unlink(missing_ok=True)
+        for path in listed(self.root / "work"):
             if not is_entry("work", path.name):
                 continue
             lock = self.root / "locks" / f"work-{path.name}"

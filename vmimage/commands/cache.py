@@ -17,12 +17,14 @@ from vmimage.stages.release.dist import latest_releases, remove_releases, tell_m
 from vmimage.stages.release.mark import require_ours
 from vmimage.util.console import human_bytes
 from vmimage.util.errors import InputError
-from vmimage.util.files import freed_by_removal
+from vmimage.util.files import freed_by_removal, listed
 from vmimage.util.settings import Options
 
 # In the order in which a build makes them; whatever else there is comes behind.
 ORDER = ("files", "partial", "base", "layer", "bake", "export", "verify", "kept", "logs")
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+AHEAD_SECONDS = 60.0
+"""So far ahead of this host's clock may a file's time be: its file system may be another host's."""
 NO_ENTRIES = ("work", "locks")
 """What running builds need; `Store.sweep` keeps it small."""
 
@@ -51,17 +53,31 @@ class Entry:
 def entries(store: Store) -> list[Entry]:
     """Return all that is in the cache, in the order of the stages."""
     found = []
-    for path in sorted(store.root.glob("*/*")):
+    for path in (path for folder in listed(store.root) for path in listed(folder)):
         if path.parent.name in NO_ENTRIES or not is_entry(path.parent.name, path.name):
             continue
-        meta = path / META
-        state = path.lstat()
-        used = meta.stat().st_mtime if meta.is_file() else max(state.st_mtime, state.st_atime)
-        found.append(
-            Entry(stage=path.parent.name, key=path.name, size=freed_by_removal(path), made=state.st_mtime, used=used)
-        )
+        # A running build, or another `invoke clean`, may remove it at any time.
+        with contextlib.suppress(FileNotFoundError):
+            state, size = path.lstat(), freed_by_removal(path)
+            used = _time_of_meta(path / META) or max(state.st_mtime, state.st_atime)
+            found.append(Entry(stage=path.parent.name, key=path.name, size=size, made=state.st_mtime, used=used))
     rank = {stage: place for place, stage in enumerate(ORDER)}
     return sorted(found, key=lambda entry: (rank.get(entry.stage, len(ORDER)), entry.name))
+
+
+def _time_of_meta(meta: Path) -> float | None:
+    """Return when a result was used last; None for what is none, or is being made or removed."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return meta.stat().st_mtime
+    return None
+
+
+def last_use(entry: Entry, now: float) -> float:
+    """Return when something was used last, to sort by: a clock that was ahead must not keep it for ever.
+
+    What was used in the future counts as of the time when it was made, or as of long ago if that is no better.
+    """
+    return next((time for time in (entry.used, entry.made) if time <= now + AHEAD_SECONDS), 0.0)
 
 
 def summary(found: Sequence[Entry], now: float) -> list[list[str]]:
@@ -78,6 +94,8 @@ def summary(found: Sequence[Entry], now: float) -> list[list[str]]:
 
 def ago(seconds: float) -> str:
     """Return a span of time for people: "5 min ago"."""
+    if seconds < -AHEAD_SECONDS:
+        return "in the future"
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
@@ -105,7 +123,11 @@ def _below(store: Store, name: str) -> Iterator[str]:
     while is_entry(*name.partition("/")[::2]):
         yield name
         found = store.result(*name.split("/"))
-        name = str(found.inputs.get(AFTER, "")) if found else ""
+        try:
+            name = str(found.inputs.get(AFTER, "")) if found else ""
+        except ValueError:
+            # Another process removed it.
+            return
 
 
 def parse_size(text: str) -> int:
@@ -132,7 +154,8 @@ def clean(store: Store, keep: int, needed: Collection[str]) -> list[Entry]:
     size = sum(entry.size for entry in found)
     removed = []
     # At the same time last used: what was made later goes first, since it may stand on the other.
-    for entry in sorted(found, key=lambda entry: (entry.used, -entry.made)):
+    now = time.time()
+    for entry in sorted(found, key=lambda entry: (last_use(entry, now), -entry.made)):
         if keep and size <= keep:
             break
         if entry.name in needed or not (store.root / entry.stage / entry.key).exists():
@@ -147,10 +170,10 @@ def clean(store: Store, keep: int, needed: Collection[str]) -> list[Entry]:
 
 def remove_rest(store: Store) -> None:
     """Remove what the cache remembers of this host, and folders that are empty."""
-    for path in sorted(store.root.iterdir()):
+    for path in listed(store.root):
         if path.is_file():
             if path.name in REMEMBERED:
-                path.unlink()
+                path.unlink(missing_ok=True)
         elif path.name not in NO_ENTRIES:
             # A running build may put something there at any time; it makes the folder where it is missing.
             with contextlib.suppress(OSError):

@@ -90,6 +90,13 @@ def read_regular(path: Path, most: int, *, follow: bool = False) -> bytes:
     return data
 
 
+def listed(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted; nothing where it is gone: another process may remove it at any time."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(folder.iterdir())
+    return []
+
+
 def stamp(path: Path) -> tuple[int, int]:
     """Return the size and the time of change of a file."""
     found = path.stat()
@@ -163,10 +170,16 @@ def disk_use(path: Path) -> int:
 
 
 def freed_by_removal(path: Path) -> int:
-    """Return the bytes that are free again when a file or folder is removed: not of what has another name elsewhere."""
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file() and not each.is_symlink()]
-    states = [file.lstat() for file in files]
-    return sum(state.st_blocks * 512 for state in states if state.st_nlink == 1)
+    """Return the bytes that are free again when a file or folder is removed: not of what has another name elsewhere.
+
+    What is removed meanwhile does not count.
+    """
+    freed = 0
+    for each in (path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)):
+        with contextlib.suppress(OSError):
+            state = each.lstat()
+            freed += state.st_blocks * 512 * (stat.S_ISREG(state.st_mode) and state.st_nlink == 1)
+    return freed
 
 
 @contextlib.contextmanager

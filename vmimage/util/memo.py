@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vmimage.util.files import written_beside
+from vmimage.util.json_file import read_json
 from vmimage.util.masking import masked
+
+MOST_BYTES = 1 << 20
 
 
 class Memo:
@@ -22,7 +25,7 @@ class Memo:
         self._path = path
         self._answers: dict[str, list[object]] = {}
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(path.read_text()) if path else {}
+            found = read_json(path, MOST_BYTES) if path else {}
             self._answers = found if isinstance(found, dict) else {}
 
     def get(self, question: str, stamp: object, ask: Callable[[], object]) -> object:

@@ -21,7 +21,7 @@ from vmimage.stages.release.mark import LOCK, MARK, image_folders, is_latest, is
 from vmimage.stages.release.version import LATEST, is_left, is_of_key, is_version, order
 from vmimage.util.console import Console
 from vmimage.util.errors import BuildError, InputError, VerifyError
-from vmimage.util.files import remove_tree, sha256_file, sync, sync_tree
+from vmimage.util.files import listed, remove_tree, sha256_file, sync, sync_tree
 from vmimage.util.locks import lock_file
 
 
@@ -89,21 +89,20 @@ def look(dist: Path) -> tuple[list[Release], list[Misfit]]:
     """Return all releases in dist/, oldest first, and what looks like one and is none."""
     found, misfits = list[Release](), list[Misfit]()
     for folder in image_folders(dist):
-        for path in sorted(each for each in _listed(folder) if is_version(each.name)):
+        try:
+            paths = [path for path in listed(folder) if is_version(path.name)]
+        except OSError as error:
+            misfits.append(Misfit(path=folder, why=f"cannot be read: {error.strerror}"))
+            continue
+        for path in paths:
             try:
                 found.append(_release(path))
             except ValueError as error:
-                misfits.append(Misfit(path=path, why=str(error)))
+                # What was removed meanwhile is none.
+                misfits += [Misfit(path=path, why=str(error))] if os.path.lexists(path) else []
     # Versions of one day do not sort by time.
     found.sort(key=lambda release: (release.image, release.manifest.released, *order(release.version)))
     return found, misfits
-
-
-def _listed(folder: Path) -> list[Path]:
-    """Return what is in a folder; nothing where it was removed meanwhile, or cannot be read."""
-    with contextlib.suppress(OSError):
-        return list(folder.iterdir())
-    return []
 
 
 def _release(path: Path) -> Release:
@@ -162,17 +161,17 @@ def remove_releases(dist: Path) -> list[Path]:
     """
     removed = []
     for folder in image_folders(dist):
-        if not any(is_version(path.name) or is_latest(path) or is_lock(path) for path in folder.iterdir()):
+        if not any(is_version(path.name) or is_latest(path) or is_lock(path) for path in listed(folder)):
             continue
         with publishing(folder) as alone:
             whole = [release.path for release in releases(dist) if release.path.parent == folder] if alone else []
-            rest = [path for path in _listed(folder) if is_left(path.name) or is_latest(path)] if alone else []
+            rest = [path for path in listed(folder) if is_left(path.name) or is_latest(path)] if alone else []
             for path in (*rest, *whole):
                 remove_tree(path)
             removed += whole
         with contextlib.suppress(OSError):
             folder.rmdir()
-    if is_marked(dist) and [path.name for path in dist.iterdir()] == [MARK]:
+    if is_marked(dist) and [path.name for path in listed(dist)] == [MARK]:
         (dist / MARK).unlink()
     with contextlib.suppress(OSError):
         dist.rmdir()
@@ -285,10 +284,10 @@ def publishing(image_folder: Path, *, on_wait: Callable[[], None] | None = None)
 def sweep(dist: Path) -> None:
     """Remove what killed releases left: hidden work folders and links."""
     for folder in image_folders(dist):
-        if not any(is_left(path.name) for path in _listed(folder)):
+        if not os.access(folder, os.R_OK | os.W_OK) or not any(is_left(path.name) for path in listed(folder)):
             continue
         with publishing(folder) as alone:
-            for path in _listed(folder) if alone else ():
+            for path in listed(folder) if alone else ():
                 if is_left(path.name):
                     remove_tree(path)
 

@@ -6,13 +6,14 @@ The mark has no name that backup programs know (as CACHEDIR.TAG is): releases ar
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from vmimage.stages.release.version import LATEST, is_left, is_version
 from vmimage.util.errors import InputError
-from vmimage.util.files import read_regular
+from vmimage.util.files import listed, read_regular
 
 MARK = ".vmimage-releases"
 TEXT = b"# Releases of vmimage. Each IMAGE/VERSION folder is one, and is never changed; `invoke clean --releases`.\n"
@@ -65,14 +66,15 @@ def open_dist(dist: Path) -> None:
 
 def _others(dist: Path) -> Iterator[str]:
     """Yield what is not of our form: dist/ was not marked once."""
-    for path in sorted(dist.iterdir()):
+    for path in listed(dist):
         if path.name == MARK:
             # Cut short, or another's.
             yield MARK
         elif path.is_symlink() or not path.is_dir() or not IMAGE.fullmatch(path.name):
             yield path.name
         else:
-            yield from (f"{path.name}/{each.name}" for each in sorted(path.iterdir()) if not _is_of_our_form(each))
+            others = (each for each in listed(path) if not _is_of_our_form(each) and os.path.lexists(each))
+            yield from (f"{path.name}/{each.name}" for each in others)
 
 
 def _is_of_our_form(path: Path) -> bool:
@@ -82,17 +84,19 @@ def _is_of_our_form(path: Path) -> bool:
 
 def is_latest(path: Path) -> bool:
     """Tell whether this is the link that we make: `latest`, to a version beside it."""
-    return path.name == LATEST and path.is_symlink() and is_version(str(path.readlink()))
+    with contextlib.suppress(OSError):
+        return path.name == LATEST and path.is_symlink() and is_version(str(path.readlink()))
+    return False
 
 
 def is_lock(path: Path) -> bool:
     """Tell whether this is our lock, which is an empty file."""
-    return path.name == LOCK and path.is_file() and not path.is_symlink() and not path.stat().st_size
+    with contextlib.suppress(OSError):
+        return path.name == LOCK and path.is_file() and not path.is_symlink() and not path.stat().st_size
+    return False
 
 
 def image_folders(dist: Path) -> list[Path]:
     """Return the folders of images in dist/; links are none, wherever they lead."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        found = sorted(path for path in dist.iterdir() if IMAGE.fullmatch(path.name))
-        return [path for path in found if path.is_dir() and not path.is_symlink()]
-    return []
+    found = [path for path in listed(dist) if IMAGE.fullmatch(path.name)]
+    return [path for path in found if path.is_dir() and not path.is_symlink()]

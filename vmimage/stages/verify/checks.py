@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 from vmimage import PROJECT
 from vmimage.util.errors import VerifyError
 from vmimage.util.files import written_beside
+from vmimage.util.json_file import read_json
 from vmimage.util.run import run, tail
 
 IMAGE_TESTS = PROJECT / "tests" / "image"
@@ -20,6 +21,7 @@ IMAGE_TESTS = PROJECT / "tests" / "image"
 TEST_SECONDS = 5400.0
 PACE = "seconds-of-checks.json"
 """In the cache: how long each file of checks took when it ran last."""
+MOST_PACE_BYTES = 1 << 20
 DISK_TESTS = ("test_hygiene.py",)
 MACHINE_TESTS = ("test_machine.py",)
 
@@ -87,7 +89,7 @@ def dealt_tests(facts: Mapping[str, object], machine: int, machines: int, second
 def known_seconds(path: Path) -> dict[str, float]:
     """Return how long each file of checks took when it ran last; nothing where that is not known."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
+        found = read_json(path, MOST_PACE_BYTES)
         if isinstance(found, dict) and all(isinstance(each, float) for each in found.values()):
             return found
     return {}
