@@ -154,6 +154,19 @@ def test_download_of_a_killed_run_is_resumed(server: Server, store: Store) -> No
     assert server.requests == [("/tool", "bytes=7000-")]
 
 
+def test_link_in_the_place_of_a_partial_download_is_not_written_through(
+    server: Server, store: Store, tmp_path: Path
+) -> None:
+    server.files["/tool"] = BODY
+    file = pinned(url(server))
+    partial = fetching._partial(file.sources[0], file, store)
+    partial.parent.mkdir()
+    (tmp_path / "victim").write_bytes(b"mine")
+    partial.symlink_to(tmp_path / "victim")
+    assert fetch_one(file, store) == BODY
+    assert (tmp_path / "victim").read_bytes() == b"mine"
+
+
 def test_download_that_was_complete_already(server: Server, store: Store) -> None:
     server.files["/tool"] = BODY
     file = pinned(url(server))

@@ -129,7 +129,7 @@ def test_every_problem_is_reported_at_once_in_order_of_lines(project: Path) -> N
             "disk: 9999999999999999999 GiB",
             "images.yaml:28: images.small.disk: 9999999999999999999 GiB is",
         ),
-        ("disk: 8 GiB", "disk: 16385 GiB", "images.yaml:28: images.small.disk: 16385 GiB is more than 16384 GiB"),
+        ("disk: 8 GiB", "disk: 1025 GiB", "images.yaml:28: images.small.disk: 1025 GiB is more than 1024 GiB"),
         ("disk: 8 GiB", f"disk: {'9' * 5000} GiB", "images.yaml:28: images.small.disk: String should have at most 30"),
         ("disk: 8 GiB", "disk: 8191 MiB", "images.yaml:28: images.small.disk: 8191 MiB is less than 8 GiB"),
         ("    disk: 8 GiB", "    machine: {memory: 1 MiB}", "images.small.machine.memory: 1 MiB is less than 256 MiB"),
@@ -181,7 +181,7 @@ def test_two_components_with_one_step(project: Path) -> None:
 
 def test_range_as_long_as_can_be_and_the_largest_sizes(project: Path) -> None:
     path = project / "images.yaml"
-    machine = "disk: 16384 GiB\n    machine: {ports: 30000-30255, memory: 1024 GiB}"
+    machine = "disk: 1024 GiB\n    machine: {ports: 30000-30255, memory: 1024 GiB}"
     path.write_text(path.read_text().replace("disk: 8 GiB", machine))
     load_spec(path)
 

@@ -34,11 +34,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from vmimage.cache.ours import is_entry, make_folder, open_root
-from vmimage.cache.result import AFTER, INPUTS, LAYER, META, Result, read_noted, stage_key
+from vmimage.cache.result import INPUTS, LAYER, META, Result, layers_above, making, read_noted, stage_key
 from vmimage.disk.raw import content_digest
 from vmimage.util.console import Step, human_bytes
 from vmimage.util.errors import HostError
 from vmimage.util.files import fullness_told, listed, peak_disk_use, remove_tree, stamp, sync, sync_tree
+from vmimage.util.links import require_no_link_of_others
 from vmimage.util.locks import lock_file
 
 FOLDERS = ("files", "work", "locks", "logs", "kept")
@@ -48,11 +49,6 @@ NO_STAGES = (*FOLDERS, "partial")
 FIRST_ESTIMATE = {"base": 3 << 30, "bake": 3 << 30, "export": 3 << 30, "verify": 3 << 30}
 SPARE_BYTES = 256 << 20
 ROOM = "make room (`invoke cache`, `invoke clean --keep 10G`), or set VMIMAGE_CACHE to a folder on a larger disk"
-
-
-def making(stage: str, key: str) -> str:
-    """Return the name of the lock that who makes a result holds."""
-    return f"{stage}-{key}"
 
 
 class Store:
@@ -66,6 +62,7 @@ class Store:
             open_root(root)
             for name in FOLDERS:
                 make_folder(root / name)
+                require_no_link_of_others(root / name)
         except OSError as error:
             raise HostError(
                 f"cannot write to the cache {root}: {error.strerror}", hint="set VMIMAGE_CACHE to another folder"
@@ -198,15 +195,7 @@ class Store:
 
     def layers_on(self, stage: str, key: str) -> list[str]:
         """Return the keys of all layers that stand on a result, the lowest first."""
-        beneath = {}
-        for path in listed(self.root / LAYER):
-            with contextlib.suppress(ValueError, KeyError):
-                beneath[path.name] = read_noted(path / INPUTS)[AFTER]
-        found, new = list[str](), [f"{stage}/{key}"]
-        while new:
-            new = [f"{LAYER}/{above}" for above, below in beneath.items() if below in new]
-            found += [name.removeprefix(f"{LAYER}/") for name in new]
-        return found
+        return layers_above(f"{stage}/{key}", listed(self.root / LAYER))
 
     def get_or_make(
         self,
@@ -324,6 +313,7 @@ class Store:
         sync_tree(work)
         # Late: `invoke clean` removes folders that are empty.
         final.parent.mkdir(parents=True, exist_ok=True)
+        require_no_link_of_others(final.parent)
         if final.is_dir() and work.is_dir():
             remove_tree(final)
         work.rename(final)

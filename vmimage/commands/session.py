@@ -64,11 +64,11 @@ def session(options: Options, *, json_lines: bool = False, log: str = "") -> Ite
     """
     with errors_shown(Console(json_lines=json_lines)):
         store = open_store(options)
-    # Names sort by time.
-    name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{log}-{os.getpid()}"
-    if log:
-        store.hold("logs", name)
-    console = Console(log_dir=store.root / "logs" / name if log else None, json_lines=json_lines)
+        # Names sort by time.
+        name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{log}-{os.getpid()}"
+        if log:
+            store.hold("logs", name)
+        console = Console(log_dir=store.root / "logs" / name if log else None, json_lines=json_lines)
     with errors_shown(console):
         console.event("run", argv=[masked_argument(each) for each in sys.argv[1:]], log=str(console.log_dir or ""))
         yield console, store

@@ -24,8 +24,8 @@ MOST_NAME, MOST_KNOWN = 80, 100
 """Characters of a word, and words, that are compared for one that may have been meant: it takes its time."""
 LEAST_DISK = 8 << 30
 """The root file system is made at this size (sparse) and grows at first boot to the disk it then has."""
-MOST_DISK = 16 << 40
-"""So large can an ext4 of blocks of 4 KiB be."""
+MOST_DISK = 1 << 40
+"""Larger ones are of no use: the root file system grows to the disk that a machine is given."""
 LEAST_MEMORY = 256 << 20
 MOST_MEMORY = 1 << 40
 MOST_PORTS = 256

@@ -30,6 +30,7 @@ from vmimage.stages.stage import NO_INPUT, BuildContext, Stage
 from vmimage.util.console import Step, human_bytes
 from vmimage.util.errors import FetchError, VmimageError
 from vmimage.util.files import fullness_told, sha256_file
+from vmimage.util.links import require_no_link_of_others
 from vmimage.util.masking import masked
 from vmimage.util.run import kill_running, run
 from vmimage.util.settings import Bounds, fetch_bounds
@@ -240,6 +241,9 @@ def _obtain(source: Source, file: PinnedFile, store: Store, work: Path, progress
     else:
         partial = _partial(source, file, store)
         partial.parent.mkdir(exist_ok=True)
+        require_no_link_of_others(partial.parent)
+        if partial.is_symlink():
+            partial.unlink()
         store.hold(partial.parent.name, partial.name)
         download(source.where, partial, progress, bounds)
         partial.rename(got)

@@ -22,6 +22,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from vmimage.util.links import require_no_link_of_others
 from vmimage.util.masking import masked_data
 from vmimage.util.printable import printable
 
@@ -90,6 +91,8 @@ class Console:
         if log_dir:
             # Programs say what they like, and their output is kept: for nobody else to read.
             log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in (log_dir, log_dir / "run.log"):
+                require_no_link_of_others(path)
             handler = _RunLog(log_dir / "run.log", encoding="utf-8")
             handler.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s"))
             log.addHandler(handler)

@@ -169,7 +169,7 @@ def attempt(url: str, to: Path, watch: Watch, progress: Progress) -> str:
         if answer.status_code not in (requests.codes.ok, requests.codes.partial_content):
             raise UnavailableError(f"HTTP {answer.status_code} {answer.reason[:MOST_REASON]}")
         resumed = answer.status_code == requests.codes.partial_content
-        with to.open("ab" if resumed else "wb") as file:
+        with open(to, "ab" if resumed else "wb", opener=not_followed) as file:
             _copy(answer, file, to, watch, progress)
     return ""
 

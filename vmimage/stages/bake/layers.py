@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vmimage.cache.result import LAYER, Result
-from vmimage.cache.store import Store, making
+from vmimage.cache.result import LAYER, Result, making
+from vmimage.cache.store import Store
 from vmimage.plan import PinnedFile, Plan, digests, guest_values, machine_files, step_files
 from vmimage.stages.base import DISK as BASE_DISK
 from vmimage.stages.base import BaseStage
