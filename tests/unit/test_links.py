@@ -43,10 +43,12 @@ def test_log_is_not_written_through_a_link_of_another_user(
 
 
 def test_log_still_goes_on_where_it_was(tmp_path: Path) -> None:
+    log = logging.getLogger("vmimage")
+    before = list(log.handlers)
     for word in ("one", "two"):
         Console(log_dir=tmp_path / "log").event(word)
-        for handler in list(logging.getLogger("vmimage").handlers):
-            logging.getLogger("vmimage").removeHandler(handler)
+        for handler in (each for each in list(log.handlers) if each not in before):
+            log.removeHandler(handler)
             handler.close()
     assert [line.split()[3] for line in (tmp_path / "log/run.log").read_text().splitlines()] == ["one", "two"]
 

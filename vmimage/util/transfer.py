@@ -26,6 +26,7 @@ from requests.utils import get_auth_from_url
 from urllib3.connectionpool import HTTPConnectionPool
 
 from vmimage.util.console import human_bytes
+from vmimage.util.links import not_followed
 from vmimage.util.settings import RATE_SECONDS, Bounds
 from vmimage.util.trust import trusted
 
