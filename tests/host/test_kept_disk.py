@@ -53,7 +53,9 @@ def test_disk_outlives_its_release_and_moves_with_its_base(release: Release, tmp
     assert base
     assert (base.image, base.version, base.sha256) == ("toolbox", VERSION, sha256_file(tmp_path / "x.qcow2"))
     assert base.machine.memory == "2 GiB"
+    (tmp_path / "moved/my.qcow2.base/overlay.new").hardlink_to(disk)
     require_base(disk, base)
+    assert disk.stat().st_nlink == 1, "no second name stays of a run that was killed at its last step"
     assert content(disk, tmp_path / "y.raw") == (tmp_path / "x.raw").read_bytes()
 
 

@@ -166,6 +166,8 @@ def require_base(disk: Path, base: Base) -> None:
         raise VerifyError(
             f"{disk} stands on {path}, which is not what it was\n    was   {base.sha256}\n    found {digest}", hint=hint
         )
+    # A second name of the disk, if the run that made it was killed at its last step.
+    (folder_of(disk) / NEW).unlink(missing_ok=True)
 
 
 def make_kept(release: Release, disk: Path) -> None:
