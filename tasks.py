@@ -209,11 +209,13 @@ def run(
 @task(
     positional=["host_dir", "guest_dir"],
     optional=["guest_dir"],
+    iterable=["follow_link"],
     help={
         "host-dir": "a directory of this host",
         "guest-dir": "where it appears in the machine; /home/dev/NAME when not given",
         "read-only": "refuse every change",
-        "follow-links": "serve also what links out of the directory lead to now",
+        "follow-link": "LINK=TARGET: serve this link of the directory as what it leads to; may be given again",
+        "follow-links": "say which links lead out of the directory, and how each is named for --follow-link",
         "notify": "touch changed files in the machine, for programs there that wait for file events",
         **MACHINE,
     },
@@ -223,6 +225,7 @@ def share(
     host_dir: str,
     guest_dir: str | None = None,
     read_only: bool = False,
+    follow_link: list[str] | None = None,
     follow_links: bool = False,
     notify: bool = False,
     ssh_key: str | None = None,
@@ -236,7 +239,14 @@ def share(
 
     where = Where(host, ssh_port, ssh_key, host_key)
     share_directory(
-        host_dir, guest_dir, where, options(), read_only=read_only, follow_links=follow_links, notify=notify
+        host_dir,
+        guest_dir,
+        where,
+        options(),
+        read_only=read_only,
+        follow_links=follow_links,
+        notify=notify,
+        follow=follow_link or [],
     )
 
 

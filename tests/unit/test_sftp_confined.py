@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
+import struct
 import threading
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from hypothesis import strategies as st
 from paramiko import sftp
 from paramiko.message import Message
 
-from tests.sftp_client import Client, served
-from vmimage.access.confined import Folder, outward_links
+from tests.sftp_client import OWNER, Client, served
+from vmimage.access.confined import Folder
+from vmimage.access.doors import outward_links
+from vmimage.access.limits import OWN_DESCRIPTORS
 
 
 @pytest.mark.parametrize(
@@ -174,12 +178,123 @@ def test_links_out_are_followed_when_told_and_only_those_of_the_start(root: Path
         assert stat.S_ISREG(modes["one"])
         assert stat.S_ISLNK(modes["in"])
         assert client.listdir("out") == ["key"]
-        client.symlink(str(root.parent), "later")
+        # A link that somebody else makes later, here, is not followed either.
+        (root / "later").symlink_to(root.parent)
         assert client.status(sftp.CMD_STAT, b"later/secret/key") == sftp.SFTP_NO_SUCH_FILE
         # Behind a door, a link is put where another door leads to.
         client.remove("out/key")
-        client.symlink("/etc/passwd", "out/key")
+        (root.parent / "secret" / "key").symlink_to("/etc/passwd")
         assert client.status(sftp.CMD_OPEN, b"one", sftp.SFTP_FLAG_READ, 0) == sftp.SFTP_NO_SUCH_FILE
         client.remove("one")
     assert not (root / "one").is_symlink(), "the link is removed, not what it leads to"
     assert (root.parent / "secret" / "key").is_symlink()
+
+
+def test_while_doors_exist_no_link_is_made_or_moved_that_leads_out(root: Path) -> None:
+    (root / "out").symlink_to("../secret")
+    (root / "sub" / "up").symlink_to("../file")
+    (root / "sub" / "deep").mkdir()
+    (root / "sub" / "deep" / "up").symlink_to("../../file")
+    denied = sftp.SFTP_PERMISSION_DENIED
+    with served(Folder(root, doors=outward_links(root))) as (client, _):
+        for target in (b"/etc", b"../secret", b"sub/../../secret", b"out/key", b"..", b"out"):
+            assert client.status(sftp.CMD_SYMLINK, target, b"new") == denied
+        for target, path in ((b"../file", b"out/x"), (b"/etc/passwd", b"out/x"), (b"../../secret", b"sub/x")):
+            assert client.status(sftp.CMD_SYMLINK, target, path) == denied
+        for old, new in ((b"sub/up", b"up"), (b"out", b"out2"), (b"sub/deep", b"deep"), (b"sub/up", b"out/up")):
+            assert client.status(sftp.CMD_RENAME, old, new) == denied
+            assert client.status(sftp.CMD_EXTENDED, b"posix-rename@openssh.com", old, new) == denied
+        assert client.status(sftp.CMD_EXTENDED, b"hardlink@openssh.com", b"sub/up", b"up") == denied
+        for target, path in ((b"../file", b"sub/new"), (b"nothing yet", b"new"), (b"key", b"out/new")):
+            assert client.status(sftp.CMD_SYMLINK, target, path) == sftp.SFTP_OK
+        assert client.status(sftp.CMD_RENAME, b"sub/up", b"sub/deeper") == sftp.SFTP_OK
+        assert client.status(sftp.CMD_RENAME, b"file", b"sub/file") == sftp.SFTP_OK
+    assert outward_links(root).keys() == {b"out"}
+    with served(Folder(root)) as (client, _):
+        assert client.status(sftp.CMD_SYMLINK, b"/usr/bin/python3", b"python") == sftp.SFTP_OK, "as `venv` makes them"
+
+
+def test_a_request_that_is_cut_short_changes_nothing(client: Client, root: Path) -> None:
+    handle = client.ask(sftp.CMD_OPEN, b"file", sftp.SFTP_FLAG_WRITE, 0)[1].get_binary()
+    for kind, body in (
+        (sftp.CMD_WRITE, struct.pack(">I", len(handle)) + handle + struct.pack(">QI", 0, 9999) + b"short"),
+        (sftp.CMD_WRITE, struct.pack(">I", len(handle)) + handle),
+        (sftp.CMD_SETSTAT, struct.pack(">I", 4) + b"file" + struct.pack(">I", 1)),
+        (sftp.CMD_SETSTAT, struct.pack(">I", 4) + b"file" + struct.pack(">IH", 4, 0)),
+        (sftp.CMD_FSETSTAT, struct.pack(">I", len(handle)) + handle + struct.pack(">I", 1)),
+        (sftp.CMD_RENAME, struct.pack(">I", 4) + b"file" + struct.pack(">I", 3)),
+        (sftp.CMD_OPEN, struct.pack(">I", 3) + b"new"),
+    ):
+        message = Message()
+        message.add_bytes(struct.pack(">I", 7) + body)
+        client._send_packet(kind, message)  # type: ignore[attr-defined]
+        reply, data = client._read_packet()  # type: ignore[attr-defined]
+        assert (reply, struct.unpack(">II", data[:8])) == (sftp.CMD_STATUS, (7, sftp.SFTP_BAD_MESSAGE))
+    assert (root / "file").read_text() == "content"
+    assert sorted(path.name for path in root.iterdir()) == ["file", "sub"]
+
+
+def test_what_is_shared_itself_keeps_its_mode(root: Path) -> None:
+    (root / "out").symlink_to("../secret")
+    modes = [path.stat().st_mode for path in (root, root.parent / "secret")]
+    with served(Folder(root, doors=outward_links(root))) as (client, _):
+        for path in (b"", b"/", b".", b"out", b"/./out"):
+            assert client.status(sftp.CMD_SETSTAT, path, 4, 0) == sftp.SFTP_FAILURE
+        assert client.status(sftp.CMD_SETSTAT, b"sub", 4, 0o700) == sftp.SFTP_OK
+        assert client.status(sftp.CMD_SETSTAT, b"/", 2, *OWNER) == sftp.SFTP_OK, "to the owner that it has"
+    assert [path.stat().st_mode for path in (root, root.parent / "secret")] == modes
+
+
+def test_listings_are_read_as_they_are_asked_for_and_few_are_open(
+    client: Client, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmimage.access.sftp.OPEN_DIRECTORIES", 3)
+    for number in range(300):
+        (root / "sub" / str(number)).touch()
+    before = len(os.listdir("/proc/self/fd"))
+    handles = [client.ask(sftp.CMD_OPENDIR, b"sub")[1].get_binary() for _ in range(3)]
+    assert client.status(sftp.CMD_OPENDIR, b"sub") == sftp.SFTP_FAILURE
+    seen = 0
+    while (answer := client.ask(sftp.CMD_READDIR, handles[0]))[0] == sftp.CMD_NAME:
+        seen += answer[1].get_int()
+    assert seen == 300
+    for handle in handles:
+        assert client.status(sftp.CMD_CLOSE, handle) == sftp.SFTP_OK
+    assert client.status(sftp.CMD_OPENDIR, b"none") == sftp.SFTP_NO_SUCH_FILE
+    assert client.status(sftp.CMD_OPENDIR, b"file") == sftp.SFTP_NO_SUCH_FILE
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_open_files_leave_this_process_some_descriptors(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (OWN_DESCRIPTORS + 2, OWN_DESCRIPTORS + 2))
+    answers = [client.ask(sftp.CMD_OPEN, b"file", sftp.SFTP_FLAG_READ, 0)[0] for _ in range(3)]
+    assert answers == [sftp.CMD_HANDLE, sftp.CMD_HANDLE, sftp.CMD_STATUS]
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "linked"])
+def test_directory_is_a_path(root: Path, how: str) -> None:
+    with served(folder := Folder(root)) as (client, _):
+        kept = client.ask(sftp.CMD_OPEN, b"file", sftp.SFTP_FLAG_READ, 0)[1].get_binary()
+        assert client.listdir("/")
+        new = root.with_name("new")
+        new.mkdir()
+        (new / "page").write_text("2")
+        if how == "removed":
+            shutil.rmtree(root)
+            assert not folder.is_there()
+            assert client.status(sftp.CMD_OPENDIR, b"/") == sftp.SFTP_NO_SUCH_FILE
+            assert client.status(sftp.CMD_STAT, b"file") == sftp.SFTP_NO_SUCH_FILE
+        else:
+            root.rename(root.with_name("old"))
+        if how == "linked":
+            root.symlink_to(new)
+            assert not folder.is_there()
+            assert client.status(sftp.CMD_OPENDIR, b"/") == sftp.SFTP_NO_SUCH_FILE, "links lead nowhere, here too"
+            return
+        new.rename(root)
+        assert folder.is_there()
+        assert client.listdir("/") == ["page"]
+        with client.open("page", "r+") as file:
+            file.write(b"3")
+        assert (root / "page").read_text() == "3"
+        assert client.ask(sftp.CMD_READ, kept, 0, 0, 99)[0] == sftp.CMD_DATA, "what was open before stays"

@@ -12,8 +12,9 @@ from vmimage.access.sshfs import Share
 from vmimage.util.errors import InputError
 
 
-def share(source: Path, target: str | None = None, **options: bool) -> Share:
-    return make_share(str(source), target, **{"read_only": False, "follow_links": False, "notify": False, **options})
+def share(source: Path, target: str | None = None, *follow: str, **options: bool) -> Share:
+    chosen = {"read_only": False, "follow_links": False, "notify": False, **options}
+    return make_share(str(source), target, **chosen, follow=follow)
 
 
 def test_directory_keeps_its_name_in_the_guest(tmp_path: Path) -> None:
@@ -60,3 +61,63 @@ def test_changes_by_the_guest_are_not_told_to_it(tmp_path: Path) -> None:
     notifier.by_guest(b"/a")
     assert notifier._echo(b"a")
     assert not notifier._echo(os.fsencode("b"))
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A directory with a link that its user made, one that a machine left there, and others."""
+    folder = tmp_path / "shop"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("lib", "keys"):
+        (tmp_path / name).mkdir()
+        (folder / name).symlink_to(tmp_path / name)
+    (folder / "in").symlink_to("sub")
+    (folder / "dead").symlink_to("/nowhere/at/all")
+    (folder / "a=b").symlink_to("../lib")
+    return folder
+
+
+def test_link_is_followed_only_to_where_its_user_says(linked: Path) -> None:
+    lib = linked.parent / "lib"
+    assert share(linked, None, f"lib={lib}").doors == {b"lib": os.fsencode(lib)}
+    assert share(linked, None, f"./lib={lib}/", f"a=b={lib}").doors.keys() == {b"lib", b"a=b"}
+    assert share(linked).doors == {}
+    for wrong, why in (
+        ("keys", f"keys leads to {linked.parent}/keys$"),
+        (f"keys={lib}", f"keys leads to {linked.parent}/keys, not to {lib}"),
+        (f"lib={linked}/lib", f"lib leads to {lib}, not to"),
+        (f"keys/..={lib}", "no path|is no link"),
+        (f"none={lib}", "none is no link in the directory"),
+        (f"sub={linked}/sub", "sub is no link in the directory"),
+        (f"in={linked}/sub", "stays in the directory"),
+        ("dead=/nowhere/at/all", "leads to nothing"),
+        (f"../shop/lib={lib}", "no path in the directory"),
+        (f"{linked}/lib={lib}", "no path in the directory"),
+        ("", "no path in the directory"),
+        ("=", "no path in the directory"),
+    ):
+        with pytest.raises(InputError, match=why) as refused:
+            share(linked, None, wrong)
+        assert refused.value.hint
+    with pytest.raises(InputError) as refused:
+        share(linked, None, "keys")
+    assert refused.value.hint.endswith(f"--follow-link keys={linked.parent}/keys")
+
+
+def test_link_that_a_machine_put_in_its_place_is_refused_at_the_next_start(linked: Path) -> None:
+    named = f"lib={linked.parent}/lib"
+    assert share(linked, None, named).doors
+    (linked / "lib").unlink()
+    (linked / "lib").symlink_to("../keys")
+    with pytest.raises(InputError, match="lib leads to .*keys, not to .*lib"):
+        share(linked, None, named)
+
+
+def test_all_links_are_told_and_not_followed(linked: Path) -> None:
+    with pytest.raises(InputError, match="3 links lead out") as refused:
+        share(linked, follow_links=True)
+    for link, target in (("lib", "lib"), ("keys", "keys"), ("a=b", "lib")):
+        assert f"--follow-link {link}={linked.parent}/{target}" in refused.value.hint
+    options = [line.split(" ", 3)[3] for line in refused.value.hint.splitlines()[1:]]
+    assert len(share(linked, None, *options, follow_links=True).doors) == 3
+    assert share(linked / "sub", follow_links=True).doors == {}

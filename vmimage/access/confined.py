@@ -2,6 +2,8 @@
 
 A path is walked component by component from an open directory, each opened without following links, so neither `..`
 nor a link leads out, and a link that is put in the way between two steps is an error. The client resolves links itself.
+
+The directory is a path: when it is removed and made anew, or something else is mounted on it, that is what is served.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+
+from vmimage.access.doors import inside, links_in
 
 # Enough to walk through a directory that may be entered but not listed; not every system has it.
 WALK = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -23,23 +27,6 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 def failed(number: int) -> OSError:
     """Return the exception that Python raises for an error number."""
     return OSError(number, os.strerror(number))
-
-
-def outward_links(root: Path) -> dict[bytes, bytes]:
-    """Return the links in a directory that lead out of it: path in the directory -> where it leads, free of links.
-
-    Links to what is not there are left out.
-    """
-    top = os.fsencode(root.resolve())
-    found = {}
-    for folder, folders, files in os.walk(top):
-        for name in (*folders, *files):
-            path = os.path.join(folder, name)  # noqa: PTH118 - names are bytes
-            if os.path.islink(path) and os.path.exists(path):  # noqa: PTH110, PTH114
-                target = os.path.realpath(path)
-                if target != top and not target.startswith(top.rstrip(b"/") + b"/"):
-                    found[os.path.relpath(path, top)] = target
-    return found
 
 
 def components(path: bytes) -> list[bytes]:
@@ -62,19 +49,29 @@ class Folder:
     Args:
         read_only: Refuse all that would change something.
         doors: Links (path in the directory -> path without links) that are served as what they lead to. They are fixed
-            in advance, since links that the other side makes later must not open more of this host.
+            in advance, since links that the other side makes later must not open more of this host. While there are
+            any, no link can be made or moved that leads out.
     """
 
     def __init__(self, root: Path, *, read_only: bool = False, doors: Mapping[bytes, bytes] | None = None) -> None:
         self.read_only = read_only
+        self._path = os.fsencode(root.resolve())
         self._doors = dict(doors or {})
-        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._top = os.open("/", WALK)
+        self._root = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Let the directory go."""
         os.close(self._root)
         os.close(self._top)
+
+    def is_there(self) -> bool:
+        """Tell whether the directory can be reached by its path."""
+        try:
+            with self._walk(self._top, components(self._path), os.O_RDONLY):
+                return True
+        except OSError:
+            return False
 
     def open(self, path: bytes, flags: int, mode: int = 0o666) -> int:
         """Open a regular file; returns a descriptor."""
@@ -98,19 +95,24 @@ class Folder:
         with self._place(path, enter=True) as (folder, name):
             return os.lstat(name, dir_fd=folder)
 
-    def entries(self, path: bytes) -> list[tuple[bytes, os.stat_result]]:
-        """List a directory."""
-        parts = components(path)
-        found = []
+    def entries(self, path: bytes) -> Generator[tuple[bytes, os.stat_result]]:
+        """List a directory while it is asked for; it is open until the end, or until the generator is closed.
+
+        Whatever is in it, no more of it is held than what is asked for.
+        """
+        listing = self._entries(components(path))
+        # Opens it: what goes wrong then is told now.
+        next(listing)
+        return listing
+
+    def _entries(self, parts: list[bytes]) -> Generator[tuple[bytes, os.stat_result]]:
         with self._directory(parts, os.O_RDONLY) as folder, os.scandir(folder) as entries:
+            yield b".", os.fstat(folder)
             for entry in entries:
                 name = os.fsencode(entry.name)
                 inner = b"/".join([*parts, name])
                 with contextlib.suppress(FileNotFoundError):
-                    found.append(
-                        (name, self.lstat(inner) if inner in self._doors else entry.stat(follow_symlinks=False))
-                    )
-        return found
+                    yield name, self.lstat(inner) if inner in self._doors else entry.stat(follow_symlinks=False)
 
     def readlink(self, path: bytes) -> bytes:
         """Return where a link leads, as it is written in it."""
@@ -148,23 +150,27 @@ class Folder:
                 with contextlib.suppress(FileNotFoundError):
                     os.lstat(to_name, dir_fd=to_folder)
                     raise failed(errno.EEXIST)
+            self._require_inward_move(from_folder, from_name, old, new)
             os.rename(from_name, to_name, src_dir_fd=from_folder, dst_dir_fd=to_folder)
 
     def link(self, old: bytes, new: bytes) -> None:
         """Make a hard link."""
         self.require_writable()
         with self._place(old) as (from_folder, from_name), self._place(new) as (to_folder, to_name):
+            self._require_inward_move(from_folder, from_name, old, new)
             os.link(from_name, to_name, src_dir_fd=from_folder, dst_dir_fd=to_folder, follow_symlinks=False)
 
     def symlink(self, target: bytes, path: bytes) -> None:
-        """Make a link, which may say anything: it is never followed here."""
+        """Make a link, which is never followed here: it may say anything where nothing else is followed either."""
         self.require_writable()
+        self._require_inward(target, path)
         with self._place(path) as (folder, name):
             os.symlink(target, name, dir_fd=folder)
 
     def chmod(self, path: bytes, mode: int) -> None:
-        """Set the permissions."""
+        """Set the permissions; those of what is shared itself are its user's."""
         self.require_writable()
+        self.require_below(path)
         with self._place(path, enter=True) as (folder, name):
             if os.chmod in os.supports_follow_symlinks:
                 os.chmod(name, mode & MODE, dir_fd=folder, follow_symlinks=False)
@@ -189,6 +195,54 @@ class Folder:
         if self.read_only:
             raise failed(errno.EROFS)
 
+    def require_below(self, path: bytes) -> None:
+        """Refuse the directory itself, and what a door leads to."""
+        parts = components(path)
+        if not parts or self._behind(parts):
+            raise failed(errno.EPERM)
+
+    def _require_inward_move(self, folder: int, name: bytes, old: bytes, new: bytes) -> None:
+        """Refuse to put a link where it leads out, also with the directory that it is in."""
+        if not self._doors:
+            return
+        mode = os.lstat(name, dir_fd=folder).st_mode
+        if stat.S_ISLNK(mode):
+            self._require_inward(os.readlink(name, dir_fd=folder), new)
+        if stat.S_ISDIR(mode):
+            top, rest = self._at(components(old))
+            there = os.path.join(top, *rest)  # noqa: PTH118 - bytes
+            for link in links_in(there):
+                self._require_inward(os.readlink(link), os.path.join(new, os.path.relpath(link, there)))  # noqa: PTH115, PTH118
+
+    def _require_inward(self, target: bytes, path: bytes) -> None:
+        """Refuse a link that leads out of the directory, or out of what the door before it leads to."""
+        if not self._doors:
+            return
+        top, rest = self._at(components(path))
+        written = os.path.join(top, *rest[:-1], target)  # noqa: PTH118 - bytes
+        if not inside(top, os.path.normpath(written)) or not inside(top, os.path.realpath(written)):
+            raise failed(errno.EACCES)
+
+    def _at(self, parts: list[bytes]) -> tuple[bytes, list[bytes]]:
+        """Return the place of a path on this host: the directory or what a door leads to, and the way from there."""
+        for length in range(len(parts) - 1, 0, -1):
+            if behind := self._behind(parts[:length]):
+                return behind, parts[length:]
+        return self._path, parts
+
+    def _renewed(self) -> int:
+        """Return the directory, opened again if another one is there now."""
+        with contextlib.suppress(OSError):
+            there, ours = os.lstat(self._path), os.fstat(self._root)
+            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                return self._root
+        # By its path without following a link: whoever may write above it must not lead us elsewhere.
+        with self._walk(self._top, components(self._path), os.O_RDONLY) as folder:
+            renewed = os.dup(folder)
+        os.close(self._root)
+        self._root = renewed
+        return renewed
+
     @contextlib.contextmanager
     def _place(self, path: bytes, *, enter: bool = False) -> Iterator[tuple[int, bytes]]:
         """Open the directory that holds a path; yields it, and the name in it.
@@ -204,7 +258,7 @@ class Folder:
             with self._directory(parts[:-1], WALK) as folder:
                 yield folder, parts[-1]
         else:
-            yield self._root, b"."
+            yield self._renewed(), b"."
 
     @contextlib.contextmanager
     def _directory(self, parts: list[bytes], flags: int) -> Iterator[int]:
@@ -214,7 +268,7 @@ class Folder:
                 with self._walk(self._top, [*components(behind), *parts[length:]], flags) as folder:
                     yield folder
                 return
-        with self._walk(self._root, parts, flags) as folder:
+        with self._walk(self._renewed(), parts, flags) as folder:
             yield folder
 
     def _behind(self, parts: list[bytes]) -> bytes | None:
@@ -224,7 +278,7 @@ class Folder:
             return None
         try:
             with (
-                self._walk(self._root, parts[:-1], WALK) as folder,
+                self._walk(self._renewed(), parts[:-1], WALK) as folder,
                 self._walk(self._top, components(behind)[:-1], WALK) as target,
             ):
                 there = os.lstat(os.path.basename(behind), dir_fd=target)  # noqa: PTH119 - bytes

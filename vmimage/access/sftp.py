@@ -1,7 +1,7 @@
 """SFTP version 3 for one confined directory, as sshfs speaks it: the protocol, and what OpenSSH adds to it.
 
 Paramiko's own `SFTPServer` is not used: it takes every name for UTF-8, offers none of OpenSSH's extensions but one, and
-lists 16 names a packet. What is left of it when that is mended is `paramiko.Message`, which packs and unpacks here.
+lists 16 names a packet. What is left of it when that is mended is `paramiko.Message`, which unpacks here.
 https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02 and `PROTOCOL` in OpenSSH's source.
 """
 
@@ -10,18 +10,20 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import resource
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
 from paramiko import sftp
-from paramiko.message import Message
 
 from vmimage.access.confined import MODE, Folder, failed
+from vmimage.access.limits import NAMES, OPEN_DIRECTORIES, OPEN_FILES, OWN_DESCRIPTORS, READ_BYTES, REQUEST_BYTES
 from vmimage.access.packets import (
     Attributes,
     Reply,
+    Request,
     attributes,
     failure,
     name_only,
@@ -37,9 +39,6 @@ EXTENSIONS = {
     "hardlink@openssh.com": "1",
     "fsync@openssh.com": "1",
 }
-LONGEST = 256 << 10
-NAMES = 128
-HANDLES = 4096
 UNCHANGED = 0xFFFFFFFF
 
 
@@ -55,12 +54,12 @@ class Stream(Protocol):
 
 @dataclass(kw_only=True)
 class Handle:
-    """An open file, or what is left to tell of a directory."""
+    """An open file, or a directory that is being listed."""
 
     path: bytes
     descriptor: int = -1
     append: bool = False
-    entries: list[tuple[bytes, os.stat_result]] | None = None
+    entries: Generator[tuple[bytes, os.stat_result]] | None = None
 
 
 class Service:
@@ -86,7 +85,7 @@ class Service:
         self._handles: dict[bytes, Handle] = {}
         self._numbers = itertools.count()
         self._received = bytearray()
-        self._requests: dict[int, Callable[[Message], Reply]] = {
+        self._requests: dict[int, Callable[[Request], Reply]] = {
             sftp.CMD_OPEN: self._open,
             sftp.CMD_CLOSE: self._close,
             sftp.CMD_READ: self._read,
@@ -112,12 +111,12 @@ class Service:
         """Answer until the other side ends the stream, or says what is not SFTP."""
         try:
             while packet := self._packet():
-                kind, message = packet[0], Message(packet[1:])
+                kind, message = packet[0], Request(packet[5:])
                 if kind == sftp.CMD_INIT:
                     said = b"".join(string(text.encode()) for pair in EXTENSIONS.items() for text in pair)
                     self._send(sftp.CMD_VERSION, struct.pack(">I", 3) + said)
                     continue
-                number = struct.pack(">I", message.get_int())
+                number = packet[1:5].ljust(4, b"\0")
                 kind, body = self._answer(kind, message)
                 self._send(kind, number + body)
         except (OSError, EOFError):
@@ -126,7 +125,7 @@ class Service:
             for handle in self._handles.values():
                 _end(handle)
 
-    def _answer(self, kind: int, message: Message) -> Reply:
+    def _answer(self, kind: int, message: Request) -> Reply:
         request = self._requests.get(kind)
         if not request:
             return status(sftp.SFTP_OP_UNSUPPORTED, "unknown request")
@@ -142,13 +141,13 @@ class Service:
         while True:
             if len(self._received) >= 4:  # noqa: PLR2004 - bytes of the length
                 (length,) = struct.unpack_from(">I", self._received)
-                if not 0 < length <= LONGEST + 1024:
+                if not 0 < length <= REQUEST_BYTES:
                     return b""
                 if len(self._received) >= 4 + length:
                     packet = bytes(memoryview(self._received)[4 : 4 + length])
                     del self._received[: 4 + length]
                     return packet
-            data = self._stream.recv(LONGEST)
+            data = self._stream.recv(READ_BYTES)
             if not data:
                 return b""
             self._received += data
@@ -156,13 +155,13 @@ class Service:
     def _send(self, kind: int, body: bytes) -> None:
         self._stream.sendall(struct.pack(">IB", len(body) + 1, kind) + body)
 
-    def _handle(self, message: Message) -> Handle:
+    def _handle(self, message: Request) -> Handle:
         handle = self._handles.get(message.get_binary())
         if handle is None:
             raise failed(errno.EBADF)
         return handle
 
-    def _file(self, message: Message) -> Handle:
+    def _file(self, message: Request) -> Handle:
         handle = self._handle(message)
         if handle.entries is not None:
             raise failed(errno.EISDIR)
@@ -174,10 +173,11 @@ class Service:
         return sftp.CMD_HANDLE, string(name)
 
     def _room(self) -> None:
-        if len(self._handles) >= HANDLES:
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(self._handles) >= min(OPEN_FILES, descriptors - OWN_DESCRIPTORS):
             raise failed(errno.EMFILE)
 
-    def _open(self, message: Message) -> Reply:
+    def _open(self, message: Request) -> Reply:
         path, flags = message.get_binary(), read_open_flags(message)
         mode = read_attributes(message).mode
         self._room()
@@ -186,19 +186,19 @@ class Service:
             self._changed(path)
         return self._keep(Handle(path=path, descriptor=descriptor, append=bool(flags & os.O_APPEND)))
 
-    def _close(self, message: Message) -> Reply:
+    def _close(self, message: Request) -> Reply:
         handle = self._handles.pop(message.get_binary(), None)
         if handle is None:
             raise failed(errno.EBADF)
         _end(handle)
         return status(sftp.SFTP_OK)
 
-    def _read(self, message: Message) -> Reply:
+    def _read(self, message: Request) -> Reply:
         handle, offset, length = self._file(message), message.get_int64(), message.get_int()
-        data = os.pread(handle.descriptor, min(length, LONGEST), offset)
+        data = os.pread(handle.descriptor, min(length, READ_BYTES), offset)
         return (sftp.CMD_DATA, string(data)) if data else status(sftp.SFTP_EOF)
 
-    def _write(self, message: Message) -> Reply:
+    def _write(self, message: Request) -> Reply:
         handle, offset, data = self._file(message), message.get_int64(), memoryview(message.get_binary())
         while data:
             # With O_APPEND the offset would count on some systems.
@@ -207,14 +207,14 @@ class Service:
         self._changed(handle.path)
         return status(sftp.SFTP_OK)
 
-    def _stat(self, message: Message) -> Reply:
+    def _stat(self, message: Request) -> Reply:
         # Links are the client's to follow, so STAT is LSTAT.
         return sftp.CMD_ATTRS, attributes(self._folder.lstat(message.get_binary()), self._owner)
 
-    def _fstat(self, message: Message) -> Reply:
+    def _fstat(self, message: Request) -> Reply:
         return sftp.CMD_ATTRS, attributes(os.fstat(self._file(message).descriptor), self._owner)
 
-    def _setstat(self, message: Message) -> Reply:
+    def _setstat(self, message: Request) -> Reply:
         path, wanted = message.get_binary(), read_attributes(message)
         self._require_owner(wanted)
         if wanted.size is not None:
@@ -229,13 +229,14 @@ class Service:
             self._folder.utime(path, wanted.times)
         return self._set(path, wanted)
 
-    def _fsetstat(self, message: Message) -> Reply:
+    def _fsetstat(self, message: Request) -> Reply:
         handle, wanted = self._file(message), read_attributes(message)
         self._require_owner(wanted)
         self._folder.require_writable()
         if wanted.size is not None:
             os.ftruncate(handle.descriptor, wanted.size)
         if wanted.mode is not None:
+            self._folder.require_below(handle.path)
             os.fchmod(handle.descriptor, wanted.mode & MODE)
         if wanted.times is not None:
             os.utime(handle.descriptor, wanted.times)
@@ -253,28 +254,30 @@ class Service:
             if asked not in (ours, UNCHANGED):
                 raise failed(errno.EPERM)
 
-    def _opendir(self, message: Message) -> Reply:
+    def _opendir(self, message: Request) -> Reply:
         path = message.get_binary()
         self._room()
+        if sum(handle.entries is not None for handle in self._handles.values()) >= OPEN_DIRECTORIES:
+            raise failed(errno.EMFILE)
         return self._keep(Handle(path=path, entries=self._folder.entries(path)))
 
-    def _readdir(self, message: Message) -> Reply:
+    def _readdir(self, message: Request) -> Reply:
         handle = self._handle(message)
         if handle.entries is None:
             raise failed(errno.ENOTDIR)
-        told, handle.entries = handle.entries[:NAMES], handle.entries[NAMES:]
+        told = list(itertools.islice(handle.entries, NAMES))
         if not told:
             return status(sftp.SFTP_EOF)
         names = (string(name) + string(name) + attributes(found, self._owner) for name, found in told)
         return sftp.CMD_NAME, struct.pack(">I", len(told)) + b"".join(names)
 
-    def _remove(self, message: Message) -> Reply:
+    def _remove(self, message: Request) -> Reply:
         return self._done(message.get_binary(), self._folder.remove)
 
-    def _rmdir(self, message: Message) -> Reply:
+    def _rmdir(self, message: Request) -> Reply:
         return self._done(message.get_binary(), self._folder.rmdir)
 
-    def _mkdir(self, message: Message) -> Reply:
+    def _mkdir(self, message: Request) -> Reply:
         path, mode = message.get_binary(), read_attributes(message).mode
         return self._done(path, lambda path: self._folder.mkdir(path, 0o777 if mode is None else mode))
 
@@ -283,25 +286,25 @@ class Service:
         self._changed(path)
         return status(sftp.SFTP_OK)
 
-    def _realpath(self, message: Message) -> Reply:
+    def _realpath(self, message: Request) -> Reply:
         return name_only(b"/" + os.path.normpath(b"/" + message.get_binary()).lstrip(b"/"))
 
-    def _readlink(self, message: Message) -> Reply:
+    def _readlink(self, message: Request) -> Reply:
         return name_only(self._folder.readlink(message.get_binary()))
 
-    def _symlink(self, message: Message) -> Reply:
+    def _symlink(self, message: Request) -> Reply:
         # OpenSSH has them the wrong way round, and so has everyone since.
         target, path = message.get_binary(), message.get_binary()
         return self._done(path, lambda path: self._folder.symlink(target, path))
 
-    def _rename(self, message: Message, *, replace: bool) -> Reply:
+    def _rename(self, message: Request, *, replace: bool) -> Reply:
         old, new = message.get_binary(), message.get_binary()
         self._folder.rename(old, new, replace=replace)
         self._changed(old)
         self._changed(new)
         return status(sftp.SFTP_OK)
 
-    def _extended(self, message: Message) -> Reply:
+    def _extended(self, message: Request) -> Reply:
         name = message.get_binary()
         if name == b"posix-rename@openssh.com":
             return self._rename(message, replace=True)
@@ -320,5 +323,7 @@ class Service:
 
 
 def _end(handle: Handle) -> None:
+    if handle.entries is not None:
+        handle.entries.close()
     if handle.descriptor >= 0:
         os.close(handle.descriptor)

@@ -13,13 +13,14 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import paramiko
 
-from vmimage.access.confined import Folder, outward_links
+from vmimage.access.confined import Folder
+from vmimage.access.doors import named_doors, refuse_unnamed
 from vmimage.access.login import Address, log_in
 from vmimage.access.notify import Notifier, touch_command
 from vmimage.access.sftp import Service
@@ -48,8 +49,14 @@ READABLE = stat.S_IROTH | stat.S_IXOTH
 REFUSED_SECONDS = 60.0
 
 
-def make_share(source: str, target: str | None, *, read_only: bool, follow_links: bool, notify: bool) -> Share:
+def make_share(
+    source: str, target: str | None, *, read_only: bool, follow_links: bool, notify: bool, follow: Sequence[str] = ()
+) -> Share:
     """Check what the user asks for.
+
+    Args:
+        follow_links: All links that lead out; refused where there are any, with the names that each needs.
+        follow: Links that are served as what they lead to: LINK=TARGET.
 
     Raises:
         InputError: It cannot be shared.
@@ -69,7 +76,10 @@ def make_share(source: str, target: str | None, *, read_only: bool, follow_links
     where = posixpath.normpath(target or f"/home/dev/{folder.name}")
     if not where.startswith("/") or where.strip("/") == "" or not where.isprintable():
         raise InputError(f"{target}: no directory of the guest", hint="an absolute path, such as /home/dev/project")
-    return Share(source=folder, target=where, read_only=read_only, follow_links=follow_links, notify=notify)
+    doors = named_doors(folder, follow)
+    if follow_links:
+        refuse_unnamed(folder, doors)
+    return Share(source=folder, target=where, read_only=read_only, doors=doors, notify=notify)
 
 
 def find_private_key(given: str | None) -> Path | None:
@@ -92,10 +102,9 @@ def run_share(share: Share, address: Address, known_hosts: Path, console: Consol
     Raises:
         VmimageError: The machine could not be reached, or refused, at the start; or lets us in no more.
     """
-    doors = outward_links(share.source) if share.follow_links else {}
-    for link, leads_to in doors.items():
+    for link, leads_to in share.doors.items():
         console.say(f"also served, by the link {os.fsdecode(link)}: {os.fsdecode(leads_to)}")
-    with contextlib.closing(Folder(share.source, read_only=share.read_only, doors=doors)) as folder:
+    with contextlib.closing(Folder(share.source, read_only=share.read_only, doors=share.doors)) as folder:
         carry = partial(_carry, share, address, known_hosts, folder, console)
         carry(again=False)
         while True:

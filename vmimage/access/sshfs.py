@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,13 +28,14 @@ class Share:
     """What is shared, and where it appears.
 
     Attributes:
+        doors: Links that are served as what they lead to (see vmimage.access.doors).
         name: What the guest's mount table calls it; one run of `invoke share` has one of its own.
     """
 
     source: Path
     target: str
     read_only: bool = False
-    follow_links: bool = False
+    doors: Mapping[bytes, bytes] = field(default_factory=dict)
     notify: bool = False
     name: str = field(default_factory=lambda: f"vmimage-{secrets.token_hex(8)}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vmimage.access.share import make_share, run_share
 from vmimage.commands.session import session
 from vmimage.commands.where import Where
@@ -17,11 +19,19 @@ def share_directory(
     read_only: bool,
     follow_links: bool,
     notify: bool,
+    follow: Sequence[str] = (),
 ) -> None:
-    """Mount a directory until Ctrl-C."""
+    """Mount a directory until Ctrl-C.
+
+    Args:
+        follow_links: Name all links that lead out, and end if they are not among `follow`.
+        follow: Links that are served as what they lead to: LINK=TARGET.
+    """
     with session(chosen) as (console, _store):
         run_share(
-            make_share(source, target, read_only=read_only, follow_links=follow_links, notify=notify),
+            make_share(
+                source, target, read_only=read_only, follow_links=follow_links, notify=notify, follow=follow
+            ),
             where.address(),
             chosen.known_hosts,
             console,

@@ -1,0 +1,124 @@
+"""Links of a shared directory that are served as what they lead to: those that its user named, and where each leads.
+
+A machine may change every link of a directory that it may write to, and leave one for the next start. So a link is
+never believed by its name: the user says where it leads, and it has to lead there.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from vmimage.util.errors import InputError
+
+# A listing is for people; a machine may make any number of links.
+SHOWN = 20
+EXAMINED = 100_000
+
+
+def outward_links(root: Path) -> dict[bytes, bytes]:
+    """Return the links in a directory that lead out of it: path in the directory -> where it leads, free of links.
+
+    Links to what is not there are left out, and what stands behind the first 100,000 names.
+    """
+    top = os.fsencode(root.resolve())
+    found = {}
+    for path in links_in(top):
+        if os.path.exists(path):  # noqa: PTH110 - names are bytes
+            target = os.path.realpath(path)
+            if not inside(top, target):
+                found[os.path.relpath(path, top)] = target
+    return found
+
+
+def inside(top: bytes, path: bytes) -> bool:
+    """Tell whether a path is a directory, or below it; both are free of links."""
+    return path == top or path.startswith(top.rstrip(b"/") + b"/")
+
+
+def named_doors(root: Path, named: Sequence[str]) -> dict[bytes, bytes]:
+    """Return the links that the user named, as LINK=TARGET: path in the directory -> where it leads, free of links.
+
+    Args:
+        named: LINK is a path in the directory; TARGET is where it leads now, free of links itself, or the machine
+            could have changed that way too.
+
+    Raises:
+        InputError: One of them is not named so, is no link, or leads elsewhere.
+    """
+    top = os.fsencode(root.resolve())
+    return dict(_door(top, text) for text in named)
+
+
+def refuse_unnamed(root: Path, named: Mapping[bytes, bytes]) -> None:
+    """Refuse to follow all links, and say how each is named.
+
+    Raises:
+        InputError: There are links that lead out of the directory, and are not named.
+    """
+    links = {link: target for link, target in outward_links(root).items() if named.get(link) != target}
+    if links:
+        options = "".join(f"\n  {_option(link, target)}" for link, target in sorted(links.items())[:SHOWN])
+        more = f"\n  and {len(links) - SHOWN} more" if len(links) > SHOWN else ""
+        raise InputError(
+            f"{len(links)} links lead out of {root}, and a machine that may write there may have made them",
+            hint=f"name those that are yours instead of --follow-links:{options}{more}",
+        )
+
+
+def _door(top: bytes, text: str) -> tuple[bytes, bytes]:
+    shown, equals, wanted = _split(top, text)
+    link = os.path.normpath(os.fsencode(shown))
+    path = os.path.join(top, link)  # noqa: PTH118 - bytes
+    if link.startswith((b"/", b"../")) or link in (b"..", b"."):
+        raise InputError(f"--follow-link {text}: no path in the directory", hint="LINK=TARGET, such as lib=/srv/lib")
+    if not _is_link_of(top, path):
+        raise InputError(f"--follow-link {text}: {shown} is no link in the directory", hint="see `ls -l`")
+    target = os.path.realpath(path)
+    if not os.path.exists(target):  # noqa: PTH110 - bytes
+        raise InputError(f"--follow-link {text}: {shown} leads to nothing: {os.fsdecode(target)}", hint="see `ls -l`")
+    if inside(top, target):
+        raise InputError(
+            f"--follow-link {text}: {shown} stays in the directory, and needs no option", hint="leave it out"
+        )
+    expected = os.fsencode(os.path.abspath(os.path.expanduser(wanted)))  # noqa: PTH100, PTH111
+    if not equals or expected != target:
+        told = f", not to {wanted}" if equals else ""
+        raise InputError(
+            f"--follow-link {text}: {shown} leads to {os.fsdecode(target)}{told}",
+            hint=f"if that is meant, say so: {_option(link, target)}",
+        )
+    return link, target
+
+
+def _split(top: bytes, text: str) -> tuple[str, str, str]:
+    """Split LINK=TARGET where the link is one that is there, since both may have the sign in their names."""
+    places = [place for place, character in enumerate(text) if character == "="]
+    for place in places:
+        if _is_link_of(top, os.path.join(top, os.fsencode(text[:place]))):  # noqa: PTH118 - bytes
+            return text[:place], "=", text[place + 1 :]
+    return text.partition("=")
+
+
+def _option(link: bytes, target: bytes) -> str:
+    return f"--follow-link {shlex.quote(f'{os.fsdecode(link)}={os.fsdecode(target)}')}"
+
+
+def _is_link_of(top: bytes, path: bytes) -> bool:
+    """Tell whether a link lies in a directory itself, and not behind another link."""
+    return os.path.islink(path) and inside(top, os.path.realpath(os.path.dirname(path)))  # noqa: PTH114, PTH120
+
+
+def links_in(top: bytes) -> Iterator[bytes]:
+    """Yield the links below a directory, of its first 100,000 names."""
+    examined = 0
+    for folder, folders, files in os.walk(top):
+        for name in (*folders, *files):
+            examined += 1
+            if examined > EXAMINED:
+                return
+            path = os.path.join(folder, name)  # noqa: PTH118 - names are bytes
+            if os.path.islink(path):  # noqa: PTH114
+                yield path
