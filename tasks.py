@@ -302,7 +302,7 @@ def seed(
         "use": "make it the current context",
         "remove": "take it out again",
         "show": "write the machine's kubeconfig to standard output, and change nothing",
-        "force": "replace an entry of that name which leads elsewhere",
+        "force": "replace, or remove, entries of that name that are not of this machine",
         **MACHINE,
         "kubernetes-port": PORT,
     },
@@ -325,12 +325,13 @@ def kubeconfig(
     from vmimage.commands.kubeconfig import add_context, remove_context
     from vmimage.commands.where import Where
 
+    where = Where(host, ssh_port, ssh_key, host_key)
     if remove:
-        remove_context(context, options(), kubeconfig=kubeconfig)
+        remove_context(context, where, options(), kubernetes_port=kubernetes_port, kubeconfig=kubeconfig, force=force)
         return
     add_context(
         context,
-        Where(host, ssh_port, ssh_key, host_key),
+        where,
         options(),
         kubernetes_port=kubernetes_port,
         kubeconfig=kubeconfig,

@@ -4,28 +4,16 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ssh_server import ssh_server
 from tests.tools import host_key
 from vmimage.access import kubeconfig
-from vmimage.access.kubeconfig import (
-    KEPT_BACKUPS,
-    chosen_file,
-    fetch,
-    locked,
-    merged,
-    read,
-    removed,
-    renamed,
-    server_url,
-    write,
-)
+from vmimage.access.kubeconfig import fetch, renamed, require_name, server_url
+from vmimage.access.kubeconfig_entries import merged
 from vmimage.access.login import Address, log_in
 from vmimage.util.errors import HostError, InputError
 from vmimage.vm.ssh import make_key
@@ -39,22 +27,6 @@ current-context: default
 users: [{name: default, user: {client-certificate-data: Yw==, client-key-data: aw==}}]
 """
 OURS = renamed(K3S, "dev-env", "https://127.0.0.1:6443")
-
-
-def entry(name: str, inner: str) -> dict[str, Any]:
-    return {"name": name, inner: {"server": f"https://{name}.invalid"}, "extensions": [{"x": 1}]}
-
-
-names = st.lists(st.sampled_from(["a", "b", "c", "d"]), unique=True)
-
-
-@st.composite
-def configs(draw: st.DrawFn) -> dict[str, Any]:
-    config: dict[str, Any] = {"kind": "Config", "preferences": {"colors": True}, "unknown": [1]}
-    for section, inner in (("clusters", "cluster"), ("users", "user"), ("contexts", "context")):
-        config[section] = [entry(name, inner) for name in draw(names)]
-    config["current-context"] = draw(st.sampled_from(["", "a"]))
-    return config
 
 
 def test_names_and_server_are_ours() -> None:
@@ -202,117 +174,13 @@ def test_what_a_machine_tells_is_bounded(told: Callable[..., str], monkeypatch: 
         told(b"", status=3)
     with pytest.raises(HostError, match="is not a kubeconfig"):
         renamed(told(b"\xff\xfe"), "x", "y")
-    monkeypatch.setattr(kubeconfig, "SECONDS", 0.3)
+    monkeypatch.setattr(kubeconfig, "KUBECONFIG_SECONDS", 0.3)
     with pytest.raises(HostError, match="does not tell its kubeconfig: no answer"):
         told(K3S.encode(), status=None)
 
 
-@given(present=configs())
-def test_others_stay_and_twice_is_once_and_removing_restores(present: dict[str, Any]) -> None:
-    both = merged(present, OURS)
-    for section in ("clusters", "users", "contexts"):
-        assert both[section][: len(present[section])] == present[section]
-    assert {key: both[key] for key in ("kind", "preferences", "unknown")} == {
-        key: present[key] for key in ("kind", "preferences", "unknown")
-    }
-    assert merged(both, OURS) == both
-    assert both["current-context"] == (present["current-context"] or "dev-env")
-    assert removed(both, "dev-env") == present
-    assert merged(present, OURS, use=True)["current-context"] == "dev-env"
-
-
-def test_entry_of_the_same_name_with_another_server_needs_force() -> None:
-    present = merged({}, renamed(K3S, "dev-env", "https://elsewhere.invalid"))
-    with pytest.raises(InputError, match=r"a cluster dev-env already, at https://elsewhere\.invalid"):
-        merged(present, OURS)
-    assert merged(present, OURS, force=True) == merged({}, OURS)
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("a: [", "is not YAML"),
-        ("clusters: [1]", "clusters is not a list"),
-        ("[]", "is not a list"),
-        ("a: !!int x", "is not YAML"),
-        ("a: !!float x", "is not YAML"),
-        ("[" * 5000, "is not YAML"),
-        ("a: 1\na: 2", "is not YAML"),
-    ],
-    ids=["open", "section", "list", "int", "float", "deep", "twice"],
-)
-def test_broken_file_is_refused(text: str, why: str, tmp_path: Path) -> None:
-    (tmp_path / "config").write_text(text)
-    with pytest.raises(InputError, match=why):
-        read(tmp_path / "config")
-
-
-def test_absent_file_is_made_for_its_user_only(tmp_path: Path) -> None:
-    path = tmp_path / "config"
-    assert read(path) == {}
-    assert write(path, merged({}, OURS)) is None
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert read(path) == merged({}, OURS)
-
-
-def test_backup_is_what_was_there_and_old_ones_go(tmp_path: Path) -> None:
-    path = tmp_path / "config"
-    for day in range(KEPT_BACKUPS + 2):
-        (tmp_path / f"config.vmimage-2020010{day}-000000").write_text("old")
-    path.write_text("# mine\nkind: Config\n")
-    path.chmod(0o640)
-    backup = write(path, {"kind": "Config"})
-    assert backup
-    assert backup.read_text() == "# mine\nkind: Config\n"
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert len(list(tmp_path.glob("config.vmimage-*"))) == KEPT_BACKUPS
-
-
-def test_lock_of_kubectl_is_respected(tmp_path: Path) -> None:
-    with locked(tmp_path / "config"), pytest.raises(HostError, match="is held by another program"):  # noqa: SIM117
-        with locked(tmp_path / "config"):
-            pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_file_is_the_one_kubectl_writes(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert chosen_file(None, {}, tmp_path) == tmp_path / ".kube" / "config"
-    assert chosen_file(None, {"KUBECONFIG": f"{tmp_path}/a:{tmp_path}/b"}, tmp_path) == tmp_path / "a"
-    assert chosen_file(str(tmp_path / "link"), {"KUBECONFIG": "x"}, tmp_path) == tmp_path / "real"
-
-
-def test_order_of_keys_stays(tmp_path: Path) -> None:
-    path = tmp_path / "config"
-    path.write_text("users: []\nkind: Config\nclusters: []\ncontexts: []\n")
-    write(path, merged(read(path), OURS))
-    assert list(yaml.safe_load(path.read_text())) == ["users", "kind", "clusters", "contexts", "current-context"]
-
-
-BY_HAND = """\
-# mine
-apiVersion: v1
-kind: Config
-clusters:
-- name: work  # behind the VPN
-  cluster:
-    server: 'https://192.0.2.1'
-    insecure-skip-tls-verify: yes
-# the people
-users:
-- name: work
-  user: {token: "0123"}
-contexts: []
-current-context: work
-"""
-
-
-def test_what_its_user_wrote_stays_as_it_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "config"
-    path.write_text(BY_HAND)
-    write(path, merged(read(path), OURS))
-    lines = path.read_text().splitlines()
-    assert [line for line in BY_HAND.splitlines() if line not in lines] == ["contexts: []"]
-    assert read(path)["contexts"] == OURS["contexts"]
-    write(path, removed(read(path), "dev-env"))
-    assert path.read_text() == BY_HAND
+def test_name_of_a_context_is_one_that_can_be_typed() -> None:
+    require_name("my machine")
+    for wrong in ("", " a", "a\nb", "\x1b[31m", "x" * 201):
+        with pytest.raises(InputError, match="no name of a context"):
+            require_name(wrong)

@@ -251,7 +251,7 @@ def test_listings_are_read_as_they_are_asked_for_and_few_are_open(
     monkeypatch.setattr("vmimage.access.sftp.OPEN_DIRECTORIES", 3)
     for number in range(300):
         (root / "sub" / str(number)).touch()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     handles = [client.ask(sftp.CMD_OPENDIR, b"sub")[1].get_binary() for _ in range(3)]
     assert client.status(sftp.CMD_OPENDIR, b"sub") == sftp.SFTP_FAILURE
     seen = 0
@@ -262,7 +262,7 @@ def test_listings_are_read_as_they_are_asked_for_and_few_are_open(
         assert client.status(sftp.CMD_CLOSE, handle) == sftp.SFTP_OK
     assert client.status(sftp.CMD_OPENDIR, b"none") == sftp.SFTP_NO_SUCH_FILE
     assert client.status(sftp.CMD_OPENDIR, b"file") == sftp.SFTP_NO_SUCH_FILE
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_open_files_leave_this_process_some_descriptors(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

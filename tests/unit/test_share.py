@@ -109,7 +109,7 @@ def test_link_that_a_machine_put_in_its_place_is_refused_at_the_next_start(linke
     assert share(linked, None, named).doors
     (linked / "lib").unlink()
     (linked / "lib").symlink_to("../keys")
-    with pytest.raises(InputError, match="lib leads to .*keys, not to .*lib"):
+    with pytest.raises(InputError, match=r"lib leads to .*keys, not to .*lib"):
         share(linked, None, named)
 
 

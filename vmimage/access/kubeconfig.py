@@ -1,28 +1,20 @@
-"""`invoke kubeconfig`: a context for a running machine in the user's kubeconfig, which otherwise stays as it is."""
+"""`invoke kubeconfig`: the kubeconfig of a running machine, as it is used from here."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
-import copy
-import io
-import os
 import re
-import shutil
-from collections.abc import Collection, Iterator, Mapping
-from datetime import datetime
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 import paramiko
 import yaml
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from vmimage.access.limits import KUBECONFIG_SECONDS, SHOWN_LINES
 from vmimage.access.login import read_answer
 from vmimage.util.errors import HostError, InputError
-from vmimage.util.files import written_beside
+from vmimage.util.run import tail
 
 SOURCE = "/etc/rancher/k3s/k3s.yaml"
 SECTIONS = {"clusters": "cluster", "users": "user", "contexts": "context"}
@@ -31,8 +23,7 @@ CERTIFICATE = ("client-certificate-data", "client-key-data")
 # Hosts that the certificate of every machine names. An address that DHCP gave it is not among them, nor is ::1.
 CERTIFIED = ("localhost", "127.0.0.1")
 DEPTH = 20
-KEPT_BACKUPS = 5
-SECONDS = 30.0
+NAME_LENGTH = 200
 
 Config = dict[str, Any]
 
@@ -46,8 +37,8 @@ def fetch(client: paramiko.SSHClient) -> str:
     """
     command = f"if [ -e /usr/local/bin/k3s ]; then cat {SOURCE}; else exit 3; fi"
     try:
-        _, stdout, _ = client.exec_command(command, timeout=SECONDS)
-        status, text, errors = read_answer(stdout.channel, seconds=SECONDS)
+        _, stdout, _ = client.exec_command(command, timeout=KUBECONFIG_SECONDS)
+        status, text, errors = read_answer(stdout.channel, seconds=KUBECONFIG_SECONDS)
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise HostError(
             f"the machine does not tell its kubeconfig: {str(error) or 'no answer'}", hint="try again in a minute"
@@ -55,8 +46,18 @@ def fetch(client: paramiko.SSHClient) -> str:
     if status == 3:  # noqa: PLR2004 - of the command above
         raise InputError("this machine has no Kubernetes", hint="start an image with k3s, such as dev-env")
     if status:
-        raise HostError(f"the cluster is not ready yet: {errors.strip()}", hint="try again in a minute")
+        raise HostError(f"the cluster is not ready yet{tail(errors, SHOWN_LINES)}", hint="try again in a minute")
     return text
+
+
+def require_name(context: str) -> None:
+    """Check the name of a context.
+
+    Raises:
+        InputError: It is none that can be typed.
+    """
+    if not context.isprintable() or context != context.strip() or not 0 < len(context) <= NAME_LENGTH:
+        raise InputError(f"--context {context:.200}: no name of a context", hint="a short text, such as dev-env")
 
 
 def server_url(host: str, port: int) -> str:
@@ -121,126 +122,3 @@ def _taken(source: Any, section: str, allowed: Collection[str]) -> dict[str, str
         if key.endswith("-data"):
             base64.b64decode(value, validate=True)
     return entry
-
-
-def merged(present: Config, ours: Config, *, force: bool = False, use: bool = False) -> Config:
-    """Return a kubeconfig with our entries in it; pure.
-
-    Args:
-        force: Replace an entry of our name that leads to another server.
-        use: Make ours the current context; it is also when there was none.
-
-    Raises:
-        InputError: There is such an entry, and it may not be replaced.
-    """
-    name, server = ours["current-context"], ours["clusters"][0]["cluster"]["server"]
-    for entry in present.get("clusters") or []:
-        other = (entry.get("cluster") or {}).get("server")
-        if entry["name"] == name and other != server and not force:
-            raise InputError(
-                f"the kubeconfig has a cluster {name} already, at {other}",
-                hint="give ours another name with --context, or replace that one with --force",
-            )
-    result = copy.deepcopy(present) or {"apiVersion": "v1", "kind": "Config"}
-    for section in SECTIONS:
-        (new,) = ours[section]
-        entries = result[section] = result.get(section) or []
-        where = [index for index, entry in enumerate(entries) if entry["name"] == name]
-        for index in where:
-            entries[index] = new
-        if not where:
-            entries.append(new)
-    if use or not result.get("current-context"):
-        result["current-context"] = name
-    return result
-
-
-def removed(present: Config, name: str) -> Config:
-    """Return a kubeconfig without the entries of a name; pure."""
-    result = copy.deepcopy(present)
-    for section in SECTIONS:
-        entries = result.get(section) or []
-        for index in reversed(range(len(entries))):
-            if entries[index]["name"] == name:
-                del entries[index]
-    if result.get("current-context") == name:
-        result["current-context"] = ""
-    return result
-
-
-def read(path: Path) -> Config:
-    """Read a kubeconfig; an absent or empty one is empty.
-
-    Raises:
-        InputError: It is not a kubeconfig; the line is named where there is one.
-    """
-    try:
-        data = _round_trip().load(path.read_text()) if path.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="nothing was changed") from error
-    # Values that are not of the type that they name, such as `!!int x`, are ValueErrors.
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not YAML: {error}", hint="correct it; nothing was changed") from error
-    if data is None:
-        return {}
-    for section, inner in SECTIONS.items():
-        entries = data.get(section) if isinstance(data, dict) else [None]
-        if not all(isinstance(entry, dict) and "name" in entry for entry in entries or []):
-            raise InputError(f"{path}: {section} is not a list of name and {inner}", hint="nothing was changed")
-    return cast("Config", data)
-
-
-def chosen_file(given: str | None, environment: Mapping[str, str], home: Path) -> Path:
-    """Return the file that kubectl would write to."""
-    named = [part for part in environment.get("KUBECONFIG", "").split(os.pathsep) if part]
-    path = Path(given or (named[0] if named else home / ".kube" / "config")).expanduser()
-    return path.resolve()
-
-
-def text_of(config: Config) -> str:
-    """Return a kubeconfig as YAML; one that was read keeps its comments, quotes and order."""
-    text = io.StringIO()
-    _round_trip().dump(config, text)
-    return text.getvalue()
-
-
-def _round_trip() -> YAML:
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    # Certificates are long words; a line that is broken is no longer as its user wrote it.
-    yaml.width = 1 << 20
-    return yaml
-
-
-def write(path: Path, config: Config) -> Path | None:
-    """Replace a kubeconfig, whole and readable by its user only; returns the backup of the old one, if any."""
-    backup = None
-    if path.exists():
-        backup = path.with_name(f"{path.name}.vmimage-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
-        shutil.copy2(path, backup)
-        for old in sorted(path.parent.glob(f"{path.name}.vmimage-*"))[:-KEPT_BACKUPS]:
-            old.unlink()
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-    with written_beside(path, mode=mode) as beside:
-        beside.write_text(text_of(config))
-    return backup
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that kubectl takes, too.
-
-    Raises:
-        HostError: Somebody else holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = path.with_name(f"{path.name}.lock")
-    try:
-        lock.touch(mode=0o600, exist_ok=False)
-    except FileExistsError as error:
-        hint = "wait for the kubectl that holds it; remove it if there is none"
-        raise HostError(f"{lock} is held by another program", hint=hint) from error
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)

@@ -29,9 +29,7 @@ def share_directory(
     """
     with session(chosen) as (console, _store):
         run_share(
-            make_share(
-                source, target, read_only=read_only, follow_links=follow_links, notify=notify, follow=follow
-            ),
+            make_share(source, target, read_only=read_only, follow_links=follow_links, notify=notify, follow=follow),
             where.address(),
             chosen.known_hosts,
             console,
