@@ -5,23 +5,23 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import paramiko
-from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
 
 class _Server(paramiko.ServerInterface):
-    """Lets everybody in, and answers every command with the same."""
+    """Lets in who has one of the keys, and answers every command with the same."""
 
-    def __init__(self, answer: bytes, status: int | None) -> None:
-        self._answer, self._status = answer, status
+    def __init__(self, answer: bytes, status: int | None, errors: bytes, allowed: Collection[bytes] | None) -> None:
+        self._answer, self._status, self._errors, self._allowed = answer, status, errors, allowed
 
     def get_allowed_auths(self, *_: object) -> str:
         return "publickey"
 
-    def check_auth_publickey(self, *_: object) -> int:
-        return AUTH_SUCCESSFUL
+    def check_auth_publickey(self, _user: str, key: paramiko.PKey) -> int:
+        return AUTH_SUCCESSFUL if self._allowed is None or key.asbytes() in self._allowed else AUTH_FAILED
 
     def check_channel_request(self, *_: object) -> int:
         return OPEN_SUCCEEDED
@@ -33,17 +33,27 @@ class _Server(paramiko.ServerInterface):
     def _say(self, channel: paramiko.Channel) -> None:
         with contextlib.suppress(OSError, EOFError):  # a client that has heard enough hangs up
             channel.sendall(self._answer)
+            channel.sendall_stderr(self._errors)
             if self._status is not None:
                 channel.send_exit_status(self._status)
                 channel.shutdown_write()
 
 
 @contextlib.contextmanager
-def ssh_server(*keys: paramiko.PKey, port: int = 0, answer: bytes = b"", status: int | None = 0) -> Iterator[int]:
+def ssh_server(
+    *keys: paramiko.PKey,
+    port: int = 0,
+    answer: bytes = b"",
+    status: int | None = 0,
+    errors: bytes = b"",
+    allowed: Collection[bytes] | None = None,
+) -> Iterator[int]:
     """Serve ssh for the length of a `with` block; yields the port.
 
     Args:
         status: The exit status of every command; None for commands that do not end.
+        errors: What every command says on standard error.
+        allowed: The public keys that are let in; all when not given.
     """
     sessions = list[paramiko.Transport]()
 
@@ -58,7 +68,7 @@ def ssh_server(*keys: paramiko.PKey, port: int = 0, answer: bytes = b"", status:
             for key in keys:
                 session.add_server_key(key)
             # With an event it returns at once, whatever becomes of the session.
-            session.start_server(threading.Event(), _Server(answer, status))
+            session.start_server(threading.Event(), _Server(answer, status, errors, allowed))
 
     with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=accept)

@@ -62,7 +62,9 @@ def test_torn_lines_are_no_keys() -> None:
         line(ED25519).replace(b"\r\n", b"AAAA\r\n"),
         line(ED25519).replace(b"vmimage", b"Vmimage"),
         b"vmimage-host-key ssh-ed25519 " + base64.b64encode(ED25519.asbytes() + b"\0") + b"\r\n",
-        b"vmimage-host-key ecdsa-sha2-nistp256 " + base64.b64encode(ECDSA.asbytes()[:-1] + b"\0") + b"\r\n",
+        b"vmimage-host-key ecdsa-sha2-nistp256 "
+        + base64.b64encode(ECDSA.asbytes()[:-1] + bytes([ECDSA.asbytes()[-1] ^ 1]))
+        + b"\r\n",
         b"vmimage-host-key ssh-ed25519 \r\n",
         b"vmimage-host-key ssh-ed25519 " + b"A" * 100000,
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -145,3 +146,30 @@ def test_no_bytes_are_a_traceback(kind: str, rest: bytes) -> None:
     for data in (rest, len(kind).to_bytes(4) + kind.encode() + rest):  # half of them say what they are
         key = parse_key(kind, base64.b64encode(data).decode())
         assert key is None or key.asbytes() == data
+
+
+def test_lines_of_others_stay_as_they_are_and_are_told(known_hosts: Path) -> None:
+    known_hosts.parent.mkdir()
+    foreign = [
+        b"# mine\n",
+        b"\n",
+        b"@revoked * ssh-ed25519 AAAA\n",
+        b"|1|abc=|def= ssh-ed25519 AAAA\r\n",
+        b"\x00\xff binary\x85\x1c\n",
+        line("other", ECDSA).encode().replace(b"\n", b"  a comment \r\n"),
+    ]
+    known_hosts.write_bytes(b"".join(foreign) + line(f"{NAME},b", ED25519).encode() + b"cut short ssh-ed255")
+    told: list[str] = []
+    assert known_keys(known_hosts, NAME, told.append) == [ED25519]
+    assert told == [f"{known_hosts}: 4 lines are no host keys, and not used; the first is line 3"]
+    assert record(known_hosts, NAME, [OTHER])
+    kept = b"".join(foreign) + line("b", ED25519).encode() + b"cut short ssh-ed255\n"
+    assert known_hosts.read_bytes() == kept + line(NAME, OTHER).encode()
+    assert record(known_hosts, NAME, [])
+    assert known_hosts.read_bytes() == kept
+
+
+def test_pipe_is_no_file_of_keys_and_is_not_waited_for(known_hosts: Path) -> None:
+    known_hosts.parent.mkdir()
+    os.mkfifo(known_hosts)
+    assert known_keys(known_hosts, NAME) == []

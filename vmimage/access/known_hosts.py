@@ -10,7 +10,8 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
@@ -54,18 +55,48 @@ def parse_key(kind: str, text: str) -> paramiko.PKey | None:
     return key if key.asbytes() == data else None
 
 
-def known_keys(known_hosts: Path, name: str) -> list[paramiko.PKey]:
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the file as it is, with its end.
+
+    Attributes:
+        names: Of whom a key is; none where the line is no key, and somebody else's affair.
+    """
+
+    raw: bytes
+    names: tuple[str, ...] = ()
+    key: paramiko.PKey | None = None
+
+    def without(self, name: str) -> bytes:
+        """Return it as it is without one name; empty if it has no other."""
+        if not self.key or name not in self.names:
+            return self.raw
+        first = self.raw.split(None, 1)[0]
+        others = [each for each in first.split(b",") if each.decode(errors="replace") != name]
+        return self.raw.replace(first, b",".join(others), 1) if others else b""
+
+
+def known_keys(known_hosts: Path, name: str, warn: Callable[[str], object] = lambda _: None) -> list[paramiko.PKey]:
     """Return the keys of an address; none if it is unknown.
+
+    Args:
+        warn: Told of lines that are no keys.
 
     Raises:
         HostError: The file cannot be read.
     """
     with _told(known_hosts):
-        return [key for names, key in _read(known_hosts) if name in names]
+        lines = _read(known_hosts)
+    bad = [number for number, line in enumerate(lines, 1) if not line.key and line.raw.strip() and line.raw[:1] != b"#"]
+    if bad:
+        warn(f"{known_hosts}: {len(bad)} lines are no host keys, and not used; the first is line {bad[0]}")
+    return [line.key for line in lines if line.key and name in line.names]
 
 
 def record(known_hosts: Path, name: str, keys: Sequence[paramiko.PKey]) -> bool:
     """Replace what is known of an address, and of no other; returns whether it was something else.
+
+    Other lines stay as they are, byte for byte, also those that are no keys.
 
     Args:
         keys: None of them: the address is unknown from now on.
@@ -78,38 +109,39 @@ def record(known_hosts: Path, name: str, keys: Sequence[paramiko.PKey]) -> bool:
         lock = lock_file(known_hosts.with_name(f"{known_hosts.name}.lock"), fcntl.LOCK_EX)
         assert lock  # noqa: S101 - it waited
         with lock:
-            entries = _read(known_hosts)
-            if {key for names, key in entries if name in names} == set(keys):
+            lines = _read(known_hosts)
+            if {line.key for line in lines if line.key and name in line.names} == set(keys):
                 return False
-            others = [([other for other in names if other != name], key) for names, key in entries]
-            _write(known_hosts, [entry for entry in others if entry[0]] + [([name], key) for key in keys])
+            text = b"".join(line.without(name) for line in lines)
+            if text and not text.endswith(b"\n"):
+                text += b"\n"
+            text += "".join(f"{name} {key.get_name()} {key.get_base64()}\n" for key in keys).encode()
+            with written_beside(known_hosts, mode=0o600) as beside:
+                beside.write_bytes(text)
             return True
 
 
-def _read(known_hosts: Path) -> list[tuple[list[str], paramiko.PKey]]:
-    """Return the lines that are whole: names, and the key."""
+def _read(known_hosts: Path) -> list[Line]:
+    """Return the lines of the file; of one that is too large, those at its end."""
     try:
-        with known_hosts.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - LIMIT_BYTES))
-            data = file.read(LIMIT_BYTES)
+        handle = os.open(known_hosts, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return []
+    with os.fdopen(handle, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LIMIT_BYTES:
+            file.seek(size - LIMIT_BYTES)
+        data = file.read(LIMIT_BYTES)
     if size > LIMIT_BYTES:
         _, _, data = data.partition(b"\n")
-    entries = []
-    for line in data.decode(errors="replace").split("\n"):
-        names, kind, text = [*line.split(), "", "", ""][:3]
-        key = parse_key(kind, text)
-        if key:
-            entries.append((names.split(","), key))
-    return entries
+    # Not splitlines, which takes more for an end of a line.
+    return [_line(raw) for raw in re.findall(rb"[^\n]*\n|[^\n]+", data)]
 
 
-def _write(known_hosts: Path, entries: Sequence[tuple[list[str], paramiko.PKey]]) -> None:
-    lines = (f"{','.join(names)} {key.get_name()} {key.get_base64()}\n" for names, key in entries)
-    with written_beside(known_hosts, mode=0o600) as beside:
-        beside.write_bytes("".join(lines).encode())
+def _line(raw: bytes) -> Line:
+    names, kind, text = [*raw.decode(errors="replace").split(), "", "", ""][:3]
+    key = parse_key(kind, text)
+    return Line(raw=raw, names=tuple(names.split(",")), key=key) if key else Line(raw=raw)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from collections.abc import Collection
 from typing import Any
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import paramiko
 import yaml
 
+from vmimage.access import bounded
 from vmimage.access.limits import KUBECONFIG_SECONDS, SHOWN_LINES
 from vmimage.access.login import read_answer
 from vmimage.util.errors import HostError, InputError
@@ -37,8 +39,11 @@ def fetch(client: paramiko.SSHClient) -> str:
     """
     command = f"if [ -e /usr/local/bin/k3s ]; then cat {SOURCE}; else exit 3; fi"
     try:
-        _, stdout, _ = client.exec_command(command, timeout=KUBECONFIG_SECONDS)
-        status, text, errors = read_answer(stdout.channel, seconds=KUBECONFIG_SECONDS)
+        session = client.get_transport()
+        if session is None:
+            raise EOFError("the session has ended")
+        with contextlib.closing(bounded.start(session, command)) as channel:
+            status, text, errors = read_answer(channel, seconds=KUBECONFIG_SECONDS)
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise HostError(
             f"the machine does not tell its kubeconfig: {str(error) or 'no answer'}", hint="try again in a minute"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
+from paramiko.auth_strategy import AuthSource, AuthStrategy, InMemoryPrivateKey
 
+from vmimage.access import bounded
+from vmimage.access.identities import Identities, find_identities
 from vmimage.access.known_hosts import KINDS, host_name, known_keys, parse_fingerprint, record
+from vmimage.access.limits import ANSWER_BYTES, LOGIN_SECONDS
+from vmimage.access.ssh_config import key_settings
 from vmimage.util.errors import HostError, InputError
 from vmimage.util.ports import require_port
 
 USER = "dev"
-SECONDS = 20.0
-ANSWER_BYTES = 1 << 16
+SECONDS = LOGIN_SECONDS
+OFFER_SECONDS = 60.0
+SHOWN_KEYS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +32,7 @@ class Address:
     """Where a machine answers ssh, and who logs in.
 
     Attributes:
-        key: A private key; the ssh agent and the keys of `~/.ssh` when not given.
+        key: A private key; when not given, those of the ssh agent, of ~/.ssh/config, or the usual files.
         host_key: The fingerprint of a host key that the machine must have, whatever was known before.
     """
 
@@ -50,20 +57,23 @@ class Address:
 
 
 @contextlib.contextmanager
-def log_in(address: Address, known_hosts: Path) -> Iterator[paramiko.SSHClient]:
+def log_in(
+    address: Address, known_hosts: Path, warn: Callable[[str], object] = lambda _: None
+) -> Iterator[paramiko.SSHClient]:
     """Open an ssh session with a machine whose host key is known, or confirmed by its fingerprint.
 
     Anybody on this host can listen on a port before the machine does, so an unknown key is never believed.
 
     Args:
         known_hosts: The file of known keys; a confirmed one is recorded there.
+        warn: Told of what is broken here but does not matter: the file of known keys, ~/.ssh/config, the agent.
 
     Raises:
         InputError: Its key is unknown, or another than the known one; or none of our keys is let in.
-        HostError: Nothing answers there.
+        HostError: Nothing answers there, or not as ssh servers do.
     """
     name = host_name(address.dialled, address.port)
-    known = known_keys(known_hosts, name)
+    known = known_keys(known_hosts, name, warn)
     if address.host_key is not None:
         fingerprint = parse_fingerprint(address.host_key)
         known = [key for key in known if key.fingerprint == fingerprint]
@@ -74,20 +84,69 @@ def log_in(address: Address, known_hosts: Path) -> Iterator[paramiko.SSHClient]:
     for key in known:
         client.get_host_keys().add(name, key.get_name(), key)
     client.set_missing_host_key_policy(_Refuse(address))
-    with contextlib.closing(client):
-        with _answering(address):
-            client.connect(
-                address.dialled,
-                address.port,
-                address.user,
-                key_filename=str(address.key) if address.key else None,
-                timeout=SECONDS,
-                banner_timeout=SECONDS,
-                auth_timeout=SECONDS,
-                allow_agent=address.key is None,
-                look_for_keys=address.key is None,
-            )
+    settings = key_settings(address.host, Path.home(), warn)
+    with (
+        find_identities(address.key, settings, os.environ, Path.home(), warn) as identities,
+        contextlib.closing(_dialled(address)) as connection,
+        contextlib.closing(client),
+    ):
+        try:
+            with _answering(address, client.get_transport):
+                client.connect(
+                    address.dialled,
+                    address.port,
+                    address.user,
+                    sock=connection,
+                    timeout=SECONDS,
+                    banner_timeout=SECONDS,
+                    auth_timeout=SECONDS,
+                    transport_factory=bounded.transport,
+                    auth_strategy=_Offer(address.user, identities),
+                )
+        except paramiko.AuthenticationException as error:
+            raise _refused(address, identities, client.get_transport()) from error
+        _require_let_in(address, client)
         yield client
+
+
+class _Offer(AuthStrategy):
+    """Offers keys one after another, as long as somebody would wait."""
+
+    def __init__(self, user: str, identities: Identities) -> None:
+        super().__init__(ssh_config=paramiko.SSHConfig())
+        self._user, self._identities = user, identities
+
+    def get_sources(self) -> Iterator[AuthSource]:
+        """Yield them."""
+        end = time.monotonic() + OFFER_SECONDS
+        for _, key in self._identities.usable:
+            if time.monotonic() < end:
+                yield InMemoryPrivateKey(self._user, key)
+
+
+def _refused(address: Address, identities: Identities, transport: paramiko.Transport | None) -> InputError:
+    """Return the error that tells which keys were offered, and which could not be."""
+    offered = [f"offered: {name}, {key.fingerprint}" for name, key in identities.usable]
+    unusable = [f"not offered: {each}" for each in identities.unusable]
+    told = "".join(f"\n    {line}" for line in (*offered[:SHOWN_KEYS], *unusable[:SHOWN_KEYS]))
+    if not offered:
+        message = f"none of your keys can be offered to {address}" if unusable else f"you have no key for {address}"
+        hint = "`ssh-keygen -t ed25519` makes one, which `invoke seed` gives to a machine; --ssh-key names another"
+        return InputError(f"{message}{told}", hint=hint)
+    if not (transport and transport.is_active()):
+        return InputError(
+            f"{address} hung up before one of your keys was let in{told}",
+            hint="a machine takes six at most: name the one that it knows with --ssh-key",
+        )
+    return InputError(
+        f"{address} lets none of your keys in{told}", hint="name the private key that it knows with --ssh-key"
+    )
+
+
+def _require_let_in(address: Address, client: paramiko.SSHClient) -> None:
+    transport = client.get_transport()
+    if transport and not transport.is_authenticated():
+        raise InputError(f"{address} asks for more than a key", hint="vmimage's machines do not: is it yours?")
 
 
 def read_answer(channel: paramiko.Channel, *, seconds: float) -> tuple[int, str, str]:
@@ -98,22 +157,16 @@ def read_answer(channel: paramiko.Channel, *, seconds: float) -> tuple[int, str,
         HostError: It says more than our commands do; a machine may go on for ever.
     """
     end = time.monotonic() + seconds
-    output, errors = (_read_all(channel, receive, end) for receive in (channel.recv, channel.recv_stderr))
+    texts = []
+    for receive in (channel.recv, channel.recv_stderr):
+        data = bounded.read_all(channel, receive, limit=ANSWER_BYTES, end=end)
+        if len(data) > ANSWER_BYTES:
+            raise HostError(f"the machine answers with more than {ANSWER_BYTES >> 10} KiB", hint="is it yours?")
+        texts.append(data.decode(errors="replace"))
+    output, errors = texts
     if not channel.status_event.wait(end - time.monotonic()):
         raise TimeoutError("the command does not end")
     return channel.recv_exit_status(), output, errors
-
-
-def _read_all(channel: paramiko.Channel, receive: Callable[[int], bytes], end: float) -> str:
-    text = bytearray()
-    while True:
-        channel.settimeout(max(0.01, end - time.monotonic()))
-        part = receive(4096)
-        text += part
-        if not part:
-            return text.decode(errors="replace")
-        if len(text) > ANSWER_BYTES:
-            raise HostError(f"the machine answers with more than {ANSWER_BYTES >> 10} KiB", hint="is it yours?")
 
 
 class _Refuse(paramiko.MissingHostKeyPolicy):
@@ -133,9 +186,29 @@ class _Refuse(paramiko.MissingHostKeyPolicy):
         )
 
 
+def _dialled(address: Address) -> socket.socket:
+    """Connect to a machine.
+
+    Raises:
+        HostError: Nothing listens there.
+    """
+    try:
+        return socket.create_connection((address.dialled, address.port), timeout=SECONDS)
+    # Names that are none: ValueError.
+    except (OSError, ValueError) as error:
+        raise _nobody(address, error) from error
+
+
+def _nobody(address: Address, error: Exception) -> HostError:
+    return HostError(
+        f"no machine answers ssh at {address}: {str(error) or 'it says nothing'}",
+        hint="start one (`invoke run`, VirtualBox, …), or name its port with --ssh-port",
+    )
+
+
 @contextlib.contextmanager
-def _answering(address: Address) -> Iterator[None]:
-    """Turn what goes wrong between us and an ssh server into errors that say so."""
+def _answering(address: Address, transport: Callable[[], paramiko.Transport | None]) -> Iterator[None]:
+    """Turn what goes wrong between us and an ssh server into errors that say so; but not that it refuses us."""
     try:
         yield
     except paramiko.BadHostKeyException as error:
@@ -143,15 +216,16 @@ def _answering(address: Address) -> Iterator[None]:
             f"another machine than before answers at {address}: {_shown(error.key)}",
             hint=f"if it is a new machine of yours, {_way_out(error.key)}, which replaces the old one",
         ) from error
-    except paramiko.AuthenticationException as error:
-        raise InputError(
-            f"{address} lets none of your keys in", hint="name the private key that it knows with --ssh-key"
-        ) from error
-    # Names and keys that are none: ValueError, OverflowError.
+    except paramiko.AuthenticationException:
+        raise
+    # Keys that are none: ValueError, OverflowError.
     except (OSError, EOFError, ValueError, OverflowError, paramiko.SSHException) as error:
+        session = transport()
+        if session is None or not session.remote_version:
+            raise _nobody(address, error) from error
         raise HostError(
-            f"no machine answers ssh at {address}: {error}",
-            hint="start one (`invoke run`, VirtualBox, …), or name its port with --ssh-port",
+            f"{address} answers, but not as an ssh server of a machine does: {str(error) or 'it hung up'}",
+            hint="is it still starting? Try again in a minute. Else see that it is yours (--ssh-port)",
         ) from error
 
 
@@ -163,8 +237,7 @@ def _confirmed(address: Address, fingerprint: str) -> paramiko.PKey:
     """
     shown = []
     for kind in KINDS:
-        with _answering(address):
-            key = _host_key(address, kind)
+        key = _host_key(address, kind)
         if key and key.fingerprint == fingerprint:
             return key
         shown += [_shown(key)] if key else []
@@ -176,15 +249,16 @@ def _confirmed(address: Address, fingerprint: str) -> paramiko.PKey:
 
 def _host_key(address: Address, kind: str) -> paramiko.PKey | None:
     """Ask a machine for its host key of a kind; None if it has none."""
-    connection = socket.create_connection((address.dialled, address.port), timeout=SECONDS)
-    with contextlib.closing(paramiko.Transport(connection)) as transport:
+    connection = _dialled(address)
+    with contextlib.closing(connection), contextlib.closing(bounded.transport(connection)) as transport:
         transport.banner_timeout = SECONDS
         transport.get_security_options().key_types = ("rsa-sha2-512", "rsa-sha2-256") if kind == "ssh-rsa" else (kind,)
-        try:
-            transport.start_client(timeout=SECONDS)
-        except paramiko.ssh_exception.IncompatiblePeer:
-            return None
-        return transport.get_remote_server_key()
+        with _answering(address, lambda: transport):
+            try:
+                transport.start_client(timeout=SECONDS)
+            except paramiko.ssh_exception.IncompatiblePeer:
+                return None
+            return transport.get_remote_server_key()
 
 
 def _shown(key: paramiko.PKey) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import re
 import socket
 import stat
 import threading
@@ -21,11 +22,11 @@ import paramiko
 
 from vmimage.access.confined import Folder
 from vmimage.access.doors import named_doors, refuse_unnamed
+from vmimage.access.limits import COMMAND_SECONDS, SHOWN_LINES
 from vmimage.access.login import Address, log_in
 from vmimage.access.notify import Notifier, touch_command
-from vmimage.access.sftp import Service
+from vmimage.access.sftp import UNCHANGED, Service
 from vmimage.access.sshfs import (
-    COMMAND_SECONDS,
     HAS_CONTENT,
     MOUNT_SECONDS,
     MOUNTED,
@@ -140,7 +141,7 @@ def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, co
         VmimageError: It could not be mounted.
     """
     try:
-        with log_in(address, known_hosts) as client:
+        with log_in(address, known_hosts, lambda text: None if again else console.warn(text)) as client:
             transport = client.get_transport()
             if transport is None:
                 raise EOFError("the session has ended")
@@ -196,11 +197,14 @@ def _mounted(
     service.start()
     try:
         waiting = session.start(share.script(WAIT_UNTIL_MOUNTED, seconds=str(MOUNT_SECONDS)))
-        while not waiting.exit_status_ready() and not lost.wait(0.1):
+        end = time.monotonic() + MOUNT_SECONDS + COMMAND_SECONDS
+        while not waiting.exit_status_ready() and time.monotonic() < end and not lost.wait(0.1):
             pass
-        if lost.is_set() or waiting.recv_exit_status():
+        if lost.is_set() or not waiting.exit_status_ready() or waiting.recv_exit_status():
             said = channel.recv_stderr(4096).decode(errors="replace") if channel.recv_stderr_ready() else ""
-            raise HostError(f"sshfs did not mount {share.target} in the guest{tail(said)}", hint="is sshfs in it?")
+            raise HostError(
+                f"sshfs did not mount {share.target} in the guest{tail(said, SHOWN_LINES)}", hint="is sshfs in it?"
+            )
         yield lost
     finally:
         if not lost.is_set():
@@ -212,7 +216,7 @@ def _prepare(session: Session, *, again: bool) -> tuple[int, int]:
     """Make the directory in the guest, free of what an earlier session left; returns the user and group there."""
     target = session.share.target
     codes = {"has_content": HAS_CONTENT, "mounted": MOUNTED, "not_ours": NOT_OURS}
-    status, said = session.command(
+    status, said, errors = session.command(
         PREPARE, again="yes" if again else "", **{name: str(code) for name, code in codes.items()}
     )
     refusals = {
@@ -227,9 +231,23 @@ def _prepare(session: Session, *, again: bool) -> tuple[int, int]:
         message, hint = refusals[status]
         raise InputError(message, hint=hint)
     if status:
-        raise HostError(f"{target} could not be made in the guest{tail(said)}")
-    user, group = said.split()[-2:]
-    return int(user), int(group)
+        raise HostError(f"{target} could not be made in the guest{tail(said + errors, SHOWN_LINES)}")
+    return _owner(said)
+
+
+def _owner(said: str) -> tuple[int, int]:
+    """Return the user and group that the guest's preparation prints.
+
+    Raises:
+        HostError: It prints something else.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,10})\s+([0-9]{1,10})\s*", said, re.ASCII)
+    user, group = (int(match[1]), int(match[2])) if match else (UNCHANGED, UNCHANGED)
+    if max(user, group) >= UNCHANGED:
+        raise HostError(
+            f"the guest does not tell its user's number{tail(said, SHOWN_LINES)}", hint="is it a machine of vmimage?"
+        )
+    return user, group
 
 
 def _wait_until_lost(transport: paramiko.Transport, lost: threading.Event) -> None:
@@ -250,8 +268,8 @@ def _wait_until_lost(transport: paramiko.Transport, lost: threading.Event) -> No
 
 def _unmount(session: Session, service: threading.Thread, console: Console) -> None:
     with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-        _, said = session.command(UNMOUNT)
-        if said:
+        _, said, _ = session.command(UNMOUNT)
+        if said.strip() == "busy":
             console.say(f"a program in the guest still used {session.share.target}; it is unmounted all the same")
         # sshfs ends, and with it the stream.
         service.join(timeout=COMMAND_SECONDS)

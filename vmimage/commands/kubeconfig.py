@@ -36,7 +36,7 @@ def add_context(
     """
     with session(chosen) as (console, _store):
         require_name(context)
-        with log_in(where.address(), chosen.known_hosts) as client:
+        with log_in(where.address(), chosen.known_hosts, console.warn) as client:
             ours = renamed(fetch(client), context, server_url(where.host, kubernetes_port))
         if show:
             console.say(text_of(ours))

@@ -1,0 +1,89 @@
+"""An ssh session with a machine that may send whatever it likes: paramiko alone bounds little of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import paramiko
+from paramiko.buffered_pipe import BufferedPipe
+from paramiko.packet import Packetizer
+
+from vmimage.access.limits import BANNER_BYTES, COMMAND_SECONDS, PACKET_BYTES, UNREAD_BYTES
+
+
+class _Packets(Packetizer):
+    _greeting = 0
+
+    def read_all(self, n: int, check_rekey: bool = False) -> bytes:
+        """Read a packet, or a part of it.
+
+        Raises:
+            SSHException: It is longer than those of ssh.
+        """
+        if n > PACKET_BYTES:
+            raise paramiko.SSHException(f"it sends a packet of {n} bytes")
+        return super().read_all(n, check_rekey)
+
+    def _read_timeout(self, timeout: float) -> bytes:
+        """Read more of the lines before the first packet, which nothing else is read by."""
+        data: bytes = super()._read_timeout(timeout)  # type: ignore[misc]
+        self._greeting += len(data)
+        if self._greeting > BANNER_BYTES:
+            raise paramiko.SSHException("it greets without end")
+        return data
+
+
+class _Unread(BufferedPipe):  # type: ignore[type-arg]  # generic in its stubs alone
+    def feed(self, data: bytes) -> None:
+        """Keep what nobody has read yet.
+
+        Raises:
+            SSHException: It is more than an honest server sends before it is asked for more; the session ends.
+        """
+        if len(self) + len(data) > UNREAD_BYTES:
+            raise paramiko.SSHException("it sends more than it may")
+        super().feed(data)
+
+
+def transport(connection: Any, /, **options: Any) -> paramiko.Transport:
+    """Return a session over a socket, not begun yet; what paramiko.SSHClient calls a transport factory."""
+    return paramiko.Transport(connection, packetizer_class=_Packets, **options)
+
+
+def start(session: paramiko.Transport, command: str) -> paramiko.Channel:
+    """Start a command in the machine.
+
+    Raises:
+        OSError, paramiko.SSHException: It cannot be started.
+    """
+    channel = session.open_session(timeout=COMMAND_SECONDS)
+    channel.settimeout(COMMAND_SECONDS)
+    channel.in_buffer, channel.in_stderr_buffer = _Unread(), _Unread()
+    channel.exec_command(command)
+    channel.settimeout(None)
+    return channel
+
+
+def read_all(channel: paramiko.Channel, receive: Callable[[int], bytes], *, limit: int, end: float) -> bytes:
+    """Read what a command says until it ends.
+
+    Args:
+        limit: Bytes; one more is read of what is longer.
+        end: When to give up, by the monotonic clock.
+
+    Raises:
+        TimeoutError: It goes on.
+    """
+    text = bytearray()
+    while len(text) <= limit:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it does not end")
+        channel.settimeout(left)
+        part = receive(min(4096, limit + 1 - len(text)))
+        if not part:
+            break
+        text += part
+    return bytes(text)
