@@ -47,6 +47,7 @@ class Folder:
     """File operations inside one directory; paths are bytes, and relative to it even with a slash in front.
 
     Args:
+        root: The directory. Its path (`path`, free of links) is what is served, whatever is there.
         read_only: Refuse all that would change something.
         doors: Links (path in the directory -> path without links) that are served as what they lead to. They are fixed
             in advance, since links that the other side makes later must not open more of this host. While there are
@@ -55,10 +56,10 @@ class Folder:
 
     def __init__(self, root: Path, *, read_only: bool = False, doors: Mapping[bytes, bytes] | None = None) -> None:
         self.read_only = read_only
-        self._path = os.fsencode(root.resolve())
+        self.path = os.fsencode(root.resolve())
         self._doors = dict(doors or {})
         self._top = os.open("/", WALK)
-        self._root = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Let the directory go."""
@@ -68,7 +69,7 @@ class Folder:
     def is_there(self) -> bool:
         """Tell whether the directory can be reached by its path."""
         try:
-            with self._walk(self._top, components(self._path), os.O_RDONLY):
+            with self._walk(self._top, components(self.path), os.O_RDONLY):
                 return True
         except OSError:
             return False
@@ -228,16 +229,16 @@ class Folder:
         for length in range(len(parts) - 1, 0, -1):
             if behind := self._behind(parts[:length]):
                 return behind, parts[length:]
-        return self._path, parts
+        return self.path, parts
 
     def _renewed(self) -> int:
         """Return the directory, opened again if another one is there now."""
         with contextlib.suppress(OSError):
-            there, ours = os.lstat(self._path), os.fstat(self._root)
+            there, ours = os.lstat(self.path), os.fstat(self._root)
             if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
                 return self._root
         # By its path without following a link: whoever may write above it must not lead us elsewhere.
-        with self._walk(self._top, components(self._path), os.O_RDONLY) as folder:
+        with self._walk(self._top, components(self.path), os.O_RDONLY) as folder:
             renewed = os.dup(folder)
         os.close(self._root)
         self._root = renewed

@@ -9,20 +9,35 @@ but undo a change made here in the same moment.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shlex
+import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
-from watchfiles import watch
+from watchfiles import Change, DefaultFilter, watch
+
+from vmimage.access.limits import COMMAND_SECONDS, SHOWN_LINES
+from vmimage.util.run import tail
 
 # The guest's own writes come back as changes on the host, this much later at most.
 ECHO_SECONDS = 1.0
 DEBOUNCE_MILLISECONDS = 100
+# How often it is looked whether the directory is still the one that is watched.
+LOOK_MILLISECONDS = 500
+# Before it is watched anew, and between two looks where the system has no watches left.
+AGAIN_SECONDS = 1.0
+# Between two looks through all of a directory, times what one takes.
+LEISURE = 5
 REMEMBERED = 4096
+EXAMINED = 100_000
+SHOWN = 5
 
 TOUCH = (Path(__file__).parent / "in_guest" / "touch.py").read_text()
 
@@ -32,12 +47,80 @@ def touch_command(target: str) -> str:
     return f"exec python3 -c {shlex.quote(TOUCH)} {shlex.quote(target)}"
 
 
-class Notifier:
-    """Watches a directory."""
+class _Below(DefaultFilter):
+    """What is of no interest, by its place in the directory: that may itself be below a `.git`."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, root: str) -> None:
+        super().__init__()
+        self._root = root
+        self._names = re.compile("|".join(self.ignore_entity_patterns))
+
+    def __call__(self, change: Change, path: str) -> bool:
+        """Tell whether a change is told."""
+        return super().__call__(change, os.path.relpath(path, self._root))
+
+    def takes(self, name: str) -> bool:
+        """Tell whether a file or directory counts, by its own name."""
+        return name not in self.ignore_dirs and not self._names.search(name)
+
+
+@dataclass(kw_only=True)
+class Found:
+    """What a look through a directory finds.
+
+    Attributes:
+        folders: How many of them were looked into.
+        changed: Paths in the directory.
+        unreadable: Directories that are not looked into.
+    """
+
+    folders: int = 0
+    changed: list[bytes] = field(default_factory=list)
+    unreadable: list[bytes] = field(default_factory=list)
+
+
+def look_through(root: Path, since: float) -> Found:
+    """Find what changed since a time (of time.time), among the first 100,000 names."""
+    top, found, examined = os.fsencode(root), Found(), 0
+    interesting = _Below(str(root)).takes
+    folders = [top]
+    while folders and examined < EXAMINED:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except PermissionError:
+            found.unreadable.append(os.path.relpath(folder, top))
+            continue
+        except OSError:  # it went meanwhile
+            continue
+        found.folders += 1
+        for entry in entries:
+            examined += 1
+            with contextlib.suppress(OSError):
+                state = entry.stat(follow_symlinks=False)
+                if not interesting(os.fsdecode(entry.name)):
+                    continue
+                if state.st_ctime >= since and len(found.changed) < REMEMBERED:
+                    found.changed.append(os.path.relpath(entry.path, top))
+                if stat.S_ISDIR(state.st_mode):
+                    folders.append(entry.path)
+    return found
+
+
+class Notifier:
+    """Watches a directory.
+
+    Args:
+        say: Told of what is not watched, each time once.
+    """
+
+    def __init__(self, source: Path, say: Callable[[str], object] = lambda _: None) -> None:
         self._source = source
+        self._say = say
+        self._said: set[str] = set()
         self._written: dict[bytes, float] = {}
+        self._polls = self._passes_over = False
+        self._folders = 0
 
     def by_guest(self, path: bytes) -> None:
         """Remember that a change came from the guest, where everybody knows of it."""
@@ -53,14 +136,24 @@ class Notifier:
             channel: Runs the command that touches.
         """
         stop = threading.Event()
+        channel.settimeout(COMMAND_SECONDS)
+
+        def tell(names: set[bytes]) -> None:
+            text = b"".join(name + b"\0" for name in sorted(names) if not self._echo(name))
+            if text:
+                channel.sendall(text)
 
         def work() -> None:
-            with contextlib.suppress(OSError):  # the session is gone, which others notice too
-                for changes in watch(
-                    self._source, debounce=DEBOUNCE_MILLISECONDS, stop_event=stop, raise_interrupt=False
-                ):
-                    names = {os.fsencode(os.path.relpath(path, self._source)) for _, path in changes}
-                    channel.sendall(b"".join(name + b"\0" for name in sorted(names) if not self._echo(name)))
+            try:
+                self.follow(tell, stop, channel.exit_status_ready)
+                said = _errors(channel)
+            except (OSError, EOFError, paramiko.SSHException) as error:
+                said = str(error)
+            # When the session is gone, others notice it too, and begin anew.
+            session = channel.get_transport()
+            if not stop.is_set() and session.is_active():
+                ended = f"what tells them there has ended{tail(said, SHOWN_LINES)}"
+                self._once(f"changes are not told to the machine any more: {ended}")
 
         thread = threading.Thread(target=work, name="notify", daemon=True)
         thread.start()
@@ -71,5 +164,161 @@ class Notifier:
             channel.close()
             thread.join()
 
+    def follow(
+        self, tell: Callable[[set[bytes]], None], stop: threading.Event, ended: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Watch until told to stop, whatever becomes of the directory, and tell what changed.
+
+        Args:
+            ended: Tells whether nobody listens any more.
+        """
+        since = time.time() - AGAIN_SECONDS
+        found = look_through(self._source, float("inf"))
+        self._folders = found.folders
+        unreadable = sorted(map(os.fsdecode, found.unreadable))
+        if unreadable:
+            more = f" and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
+            self._once(f"not watched, since they cannot be read: {', '.join(unreadable[:SHOWN])}{more}")
+        while not (stop.is_set() or ended()):
+            try:
+                with _opened(self._source) as (root, is_the_same):
+                    # What changed while nobody watched, names that the watcher does not take among it.
+                    missed = since
+                    for names in self._changes(root, stop):
+                        tell(names | set(look_through(self._source, missed).changed if missed >= 0 else ()))
+                        missed, since = -1.0, time.time() - AGAIN_SECONDS
+                        if ended():
+                            return
+                        if not is_the_same():
+                            # All of it is new, however old.
+                            since = 0.0
+                            break
+            except FileNotFoundError:
+                since = 0.0  # it is gone, which `invoke share` says
+            except (RuntimeError, ValueError) as error:
+                self._unwatched(str(error))
+                # It may go wrong each time, as with directories whose names are no UTF-8: then this is how it is told.
+                began = time.time()
+                tell(set(look_through(self._source, since).changed))
+                since = began - AGAIN_SECONDS
+                stop.wait(LEISURE * (time.time() - began))
+            stop.wait(AGAIN_SECONDS)
+
+    def _changes(self, root: str, stop: threading.Event) -> Iterator[set[bytes]]:
+        """Yield what changes, and now and then nothing."""
+        while True:
+            try:
+                for changes in watch(
+                    root,
+                    watch_filter=_Below(root),
+                    debounce=DEBOUNCE_MILLISECONDS,
+                    stop_event=stop,
+                    rust_timeout=LOOK_MILLISECONDS,
+                    yield_on_timeout=True,
+                    raise_interrupt=False,
+                    ignore_permission_denied=self._passes_over,
+                    force_polling=self._polls,
+                    poll_delay_ms=int(AGAIN_SECONDS * 1000),
+                ):
+                    names = {os.fsencode(os.path.relpath(path, root)) for _, path in changes}
+                    self._require_watches()
+                    made = {os.path.relpath(path, root) for change, path in changes if change is Change.added}
+                    yield names | self._inside(made)
+                return
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if isinstance(error, PermissionError) and not self._passes_over:
+                    self._passes_over = True
+                    continue
+                if self._polls:
+                    raise ValueError(str(error)) from error
+                self._polls = True
+                self._once(
+                    f"the system has no watches left, so the files are looked at once a second: {error}; "
+                    "`sysctl fs.inotify.max_user_watches fs.inotify.max_user_instances` shows how many there are"
+                )
+
+    def _require_watches(self) -> None:
+        """Look once whether there are as many watches as directories: who passes over some is not told of the limit.
+
+        Raises:
+            OSError: There are fewer.
+        """
+        folders, self._folders = self._folders, 0
+        if self._passes_over and not self._polls and 0 <= _watches() < folders:
+            raise OSError(errno.ENOSPC, "fewer watches than directories")
+
+    def _inside(self, made: set[str]) -> set[bytes]:
+        """Return what is in new directories: it may have been there before they were watched."""
+        found = set()
+        for name in made:
+            folder = self._source / name
+            if folder.is_dir() and not folder.is_symlink():
+                found |= {os.path.join(os.fsencode(name), each) for each in look_through(folder, 0).changed}  # noqa: PTH118
+        return found
+
+    def _unwatched(self, why: str) -> None:
+        if "decode" in why:
+            why = "names that are no UTF-8 are told a second later"
+        self._once(why)
+
+    def _once(self, text: str) -> None:
+        if text not in self._said and len(self._said) < REMEMBERED:
+            self._said.add(text)
+            self._say(f"--notify: {text}")
+
     def _echo(self, name: bytes) -> bool:
         return time.monotonic() - self._written.get(name, -ECHO_SECONDS) < ECHO_SECONDS
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Hold a directory; yields a name to watch it by, and what tells whether its path still leads to it.
+
+    While it is held, its number is given to no other.
+
+    Raises:
+        FileNotFoundError: There is no directory, or none that can be read.
+    """
+    try:
+        handle = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileNotFoundError(error.errno, error.strerror) from error
+    try:
+        held = os.fstat(handle)
+
+        def is_the_same() -> bool:
+            try:
+                found = source.lstat()
+            except OSError:
+                return False
+            return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+
+        try:
+            str(source).encode()
+            name = str(source)
+        except UnicodeEncodeError:
+            name = f"/proc/self/fd/{handle}"
+        yield name, is_the_same
+    finally:
+        os.close(handle)
+
+
+def _watches() -> int:
+    """Return how many watches of inotify this process has; -1 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        return sum(path.read_text().count("inotify wd:") for path in _informations())
+    return -1
+
+
+def _informations() -> Iterator[Path]:
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            if os.readlink(descriptor).endswith("inotify"):  # noqa: PTH115
+                yield Path("/proc/self/fdinfo") / descriptor.name
+
+
+def _errors(channel: paramiko.Channel) -> str:
+    """Return what the command says of its end."""
+    return channel.recv_stderr(4096).decode(errors="replace") if channel.recv_stderr_ready() else ""

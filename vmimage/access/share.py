@@ -149,13 +149,13 @@ def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, co
             if isinstance(transport.sock, socket.socket):
                 transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = Session(share=share, transport=transport)
-            notifier = Notifier(share.source)
+            notifier = Notifier(share.source, console.warn)
             with _mounted(session, folder, console, notifier.by_guest, again=again) as lost:
                 _announce(share, address, console, again=again)
                 with contextlib.ExitStack() as stack:
                     if share.notify:
                         stack.enter_context(notifier.touching(session.start(touch_command(share.target))))
-                    _wait_until_lost(transport, lost)
+                    _wait_until_lost(transport, lost, folder, console)
     except (OSError, EOFError, paramiko.SSHException) as error:
         raise HostError(
             f"the session with {address} ended: {error}", hint="see whether the machine runs, then try again"
@@ -171,7 +171,8 @@ def _announce(share: Share, address: Address, console: Console, *, again: bool) 
     if share.source.stat().st_mode & READABLE != READABLE:
         console.say("  only dev may read it there: pods that run as another user need `chmod -R o+rX` here")
     if share.notify:
-        console.say("  files changed here are touched there, for programs that wait for file events (inotify)")
+        console.say("  files changed here are touched there, for programs that wait for file events (inotify),")
+        console.say("  but for .git, node_modules and the like")
     else:
         console.say("  programs there that wait for file events (inotify) see no change made here (--notify helps)")
     console.say("Ctrl-C unmounts it.")
@@ -250,9 +251,13 @@ def _owner(said: str) -> tuple[int, int]:
     return user, group
 
 
-def _wait_until_lost(transport: paramiko.Transport, lost: threading.Event) -> None:
-    """Wait, and close a session whose other end has stopped to answer: TCP alone would wait for hours."""
+def _wait_until_lost(transport: paramiko.Transport, lost: threading.Event, folder: Folder, console: Console) -> None:
+    """Wait, and close a session whose other end has stopped to answer: TCP alone would wait for hours.
+
+    Says when the directory is gone, and when one is there again.
+    """
     answered = [time.monotonic()]
+    presence = Presence(folder, console)
 
     def ask() -> None:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
@@ -262,8 +267,30 @@ def _wait_until_lost(transport: paramiko.Transport, lost: threading.Event) -> No
 
     threading.Thread(target=ask, name="keepalive", daemon=True).start()
     while not lost.wait(1):
+        presence.look()
         if time.monotonic() - answered[0] > DEAD_SECONDS:
             transport.close()
+
+
+class Presence:
+    """Whether there is a directory to share, which people are told of when that changes."""
+
+    def __init__(self, folder: Folder, console: Console) -> None:
+        self._folder, self._console = folder, console
+        self._was_there, self._told = True, True
+
+    def look(self) -> None:
+        """Look for it; twice in a row, since many programs make a directory anew at once."""
+        there = self._folder.is_there()
+        if there == self._was_there and there != self._told:
+            self._told = there
+            path = os.fsdecode(self._folder.path)
+            self._console.event("directory", path=path, there=there)
+            if there:
+                self._console.say(f"{path} is there again, and is what the machine sees")
+            else:
+                self._console.say(f"{path} is gone; the machine sees nothing until it is there again")
+        self._was_there = there
 
 
 def _unmount(session: Session, service: threading.Thread, console: Console) -> None:
