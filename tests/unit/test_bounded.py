@@ -15,12 +15,13 @@ import pytest
 
 from tests.ssh_server import ssh_server
 from tests.tools import host_key
-from vmimage.access import bounded, login
-from vmimage.access.limits import ANSWER_BYTES, BANNER_BYTES, UNREAD_BYTES
+from vmimage.access import login
 from vmimage.access.login import Address, log_in
 from vmimage.access.share import _owner, _prepare
 from vmimage.access.sshfs import Session, Share
 from vmimage.util.errors import HostError
+from vmimage.vm import bounded
+from vmimage.vm.limits import ANSWER_BYTES, BANNER_BYTES, UNREAD_BYTES
 from vmimage.vm.ssh import make_key
 
 HOST_KEY = host_key("ed25519")

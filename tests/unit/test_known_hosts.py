@@ -173,3 +173,21 @@ def test_pipe_is_no_file_of_keys_and_is_not_waited_for(known_hosts: Path) -> Non
     known_hosts.parent.mkdir()
     os.mkfifo(known_hosts)
     assert known_keys(known_hosts, NAME) == []
+
+
+def test_file_that_others_can_write_is_not_believed(known_hosts: Path) -> None:
+    record(known_hosts, NAME, [ED25519])
+    known_hosts.chmod(0o646)
+    for use in (lambda: known_keys(known_hosts, NAME), lambda: record(known_hosts, NAME, [OTHER])):
+        with pytest.raises(HostError, match="other users can write to it"):
+            use()
+    known_hosts.chmod(0o600)
+    assert known_keys(known_hosts, NAME) == [ED25519]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_file_of_another_user_is_not_believed(known_hosts: Path) -> None:
+    record(known_hosts, NAME, [ED25519])
+    os.chown(known_hosts, 54321, 54321)
+    with pytest.raises(HostError, match="other users can write to it"):
+        known_keys(known_hosts, NAME)

@@ -19,7 +19,7 @@ from paramiko.message import Message
 from tests.sftp_client import OWNER, Client, served
 from vmimage.access.confined import Folder
 from vmimage.access.doors import outward_links
-from vmimage.access.limits import OWN_DESCRIPTORS
+from vmimage.vm.limits import OWN_DESCRIPTORS
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ssh_server import ssh_server
+from tests.tools import host_key
 from vmimage.util.errors import VerifyError
 from vmimage.vm import ssh
 from vmimage.vm.ssh import answered_port, dial, make_key, wait_for_ssh
@@ -110,3 +112,13 @@ def test_machine_that_gets_further_is_waited_for_but_not_for_ever(guest: socket.
     with pytest.raises(VerifyError, match=r"within [12] s"):
         wait_for_ssh(port_of(guest), "dev", key.private, timeout=0.4, alive=lambda: True, progress=time.monotonic)
     assert time.monotonic() - started > 1.5
+
+
+def test_guest_that_takes_a_command_and_never_ends_it_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "ATTEMPT_SECONDS", 0.5)
+    key, started = make_key(tmp_path), time.monotonic()
+    with ssh_server(host_key("ed25519"), status=None) as port, pytest.raises(VerifyError, match="did not answer ssh"):
+        wait_for_ssh(port, "dev", key.private, timeout=1, alive=lambda: True)
+    assert time.monotonic() - started < 10

@@ -27,8 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
 from paramiko.agent import AgentSSH
 from paramiko.pkey import PublicBlob
 
-from vmimage.access.limits import KEY_BYTES, LOGIN_SECONDS
 from vmimage.access.ssh_config import KeySettings
+from vmimage.vm.limits import KEY_BYTES, LOGIN_SECONDS
 
 # The order of ssh.
 USUAL = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +130,10 @@ def _read(known_hosts: Path) -> list[Line]:
     except FileNotFoundError:
         return []
     with os.fdopen(handle, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        found = os.fstat(file.fileno())
+        if found.st_uid not in (os.geteuid(), 0) or found.st_mode & stat.S_IWOTH:
+            raise PermissionError(errno.EPERM, "other users can write to it")
+        size = found.st_size
         if size > LIMIT_BYTES:
             file.seek(size - LIMIT_BYTES)
         data = file.read(LIMIT_BYTES)

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import paramiko
 import yaml
 
-from vmimage.access import bounded
-from vmimage.access.limits import KUBECONFIG_SECONDS, SHOWN_LINES
 from vmimage.access.login import read_answer
 from vmimage.util.errors import HostError, InputError
 from vmimage.util.run import tail
+from vmimage.vm import bounded
+from vmimage.vm.limits import KUBECONFIG_SECONDS, SHOWN_LINES
 
 SOURCE = "/etc/rancher/k3s/k3s.yaml"
 SECTIONS = {"clusters": "cluster", "users": "user", "contexts": "context"}

@@ -13,13 +13,13 @@ from pathlib import Path
 import paramiko
 from paramiko.auth_strategy import AuthSource, AuthStrategy, InMemoryPrivateKey
 
-from vmimage.access import bounded
 from vmimage.access.identities import Identities, find_identities
 from vmimage.access.known_hosts import KINDS, host_name, known_keys, parse_fingerprint, record
-from vmimage.access.limits import ANSWER_BYTES, LOGIN_SECONDS
 from vmimage.access.ssh_config import key_settings
 from vmimage.util.errors import HostError, InputError
 from vmimage.util.ports import require_port
+from vmimage.vm import bounded
+from vmimage.vm.limits import ANSWER_BYTES, LOGIN_SECONDS
 
 USER = "dev"
 SECONDS = LOGIN_SECONDS

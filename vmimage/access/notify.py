@@ -23,8 +23,8 @@ from pathlib import Path
 import paramiko
 from watchfiles import Change, DefaultFilter, watch
 
-from vmimage.access.limits import COMMAND_SECONDS, SHOWN_LINES
 from vmimage.util.run import tail
+from vmimage.vm.limits import COMMAND_SECONDS, SHOWN_LINES
 
 # The guest's own writes come back as changes on the host, this much later at most.
 ECHO_SECONDS = 1.0

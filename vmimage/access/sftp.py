@@ -19,7 +19,6 @@ from typing import Protocol
 from paramiko import sftp
 
 from vmimage.access.confined import MODE, Folder, failed
-from vmimage.access.limits import NAMES, OPEN_DIRECTORIES, OPEN_FILES, OWN_DESCRIPTORS, READ_BYTES, REQUEST_BYTES
 from vmimage.access.packets import (
     Attributes,
     Reply,
@@ -32,6 +31,7 @@ from vmimage.access.packets import (
     status,
     string,
 )
+from vmimage.vm.limits import NAMES, OPEN_DIRECTORIES, OPEN_FILES, OWN_DESCRIPTORS, READ_BYTES, REQUEST_BYTES
 
 EXTENSIONS = {
     "posix-rename@openssh.com": "1",

@@ -22,7 +22,6 @@ import paramiko
 
 from vmimage.access.confined import Folder
 from vmimage.access.doors import named_doors, refuse_unnamed
-from vmimage.access.limits import COMMAND_SECONDS, SHOWN_LINES
 from vmimage.access.login import Address, log_in
 from vmimage.access.notify import Notifier, touch_command
 from vmimage.access.sftp import UNCHANGED, Service
@@ -40,6 +39,7 @@ from vmimage.access.sshfs import (
 from vmimage.util.console import Console
 from vmimage.util.errors import HostError, InputError
 from vmimage.util.run import tail
+from vmimage.vm.limits import COMMAND_SECONDS, SHOWN_LINES
 
 KEEPALIVE_SECONDS = 5.0
 DEAD_SECONDS = 15.0

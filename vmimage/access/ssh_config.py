@@ -15,7 +15,7 @@ from pathlib import Path
 
 import paramiko
 
-from vmimage.access.limits import SSH_CONFIG_BYTES
+from vmimage.vm.limits import SSH_CONFIG_BYTES
 
 SETTING = re.compile(r"\s*(\w+)(?:\s*=\s*|\s+)(\S.*)")
 LOOPBACK = ("127.0.0.1", "localhost")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import paramiko
 
-from vmimage.access import bounded
-from vmimage.access.limits import COMMAND_SECONDS
 from vmimage.access.login import read_answer
+from vmimage.vm import bounded
+from vmimage.vm.limits import COMMAND_SECONDS
 
 MOUNT_SECONDS = 60
 HAS_CONTENT, MOUNTED, NOT_OURS = 21, 22, 23

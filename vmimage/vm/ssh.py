@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from vmimage.util.errors import VerifyError
+from vmimage.vm import bounded
 
 ATTEMPT_SECONDS = 15.0
 DIAL_EVERY_SECONDS = 2.0
@@ -79,6 +80,7 @@ def connect(
             allow_agent=False,
             look_for_keys=False,
             sock=connection,
+            transport_factory=bounded.transport,
         )
         yield client
 
@@ -195,7 +197,8 @@ def wait_for_ssh(
                 connect(port, user, key, connection=connection) as client,
             ):
                 _, stdout, _ = client.exec_command("true", timeout=ATTEMPT_SECONDS)
-                if stdout.channel.recv_exit_status() == 0:
+                # A guest may take the command, and never say that it has ended.
+                if stdout.channel.status_event.wait(ATTEMPT_SECONDS) and stdout.channel.recv_exit_status() == 0:
                     return time.monotonic() - started
         except (TimeoutError, OSError, EOFError, paramiko.SSHException) as error:
             why = str(error) or type(error).__name__

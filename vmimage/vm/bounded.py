@@ -10,7 +10,7 @@ import paramiko
 from paramiko.buffered_pipe import BufferedPipe
 from paramiko.packet import Packetizer
 
-from vmimage.access.limits import BANNER_BYTES, COMMAND_SECONDS, PACKET_BYTES, UNREAD_BYTES
+from vmimage.vm.limits import BANNER_BYTES, COMMAND_SECONDS, PACKET_BYTES, UNREAD_BYTES
 
 
 class _Packets(Packetizer):
