@@ -325,20 +325,11 @@ def kubeconfig(
     from vmimage.commands.kubeconfig import add_context, remove_context
     from vmimage.commands.where import Where
 
-    where = Where(host, ssh_port, ssh_key, host_key)
+    where = Where(host, ssh_port, ssh_key, host_key, kubernetes_port)
     if remove:
-        remove_context(context, where, options(), kubernetes_port=kubernetes_port, kubeconfig=kubeconfig, force=force)
-        return
-    add_context(
-        context,
-        where,
-        options(),
-        kubernetes_port=kubernetes_port,
-        kubeconfig=kubeconfig,
-        use=use,
-        show=show,
-        force=force,
-    )
+        remove_context(context, where, options(), kubeconfig=kubeconfig, force=force)
+    else:
+        add_context(context, where, options(), kubeconfig=kubeconfig, use=use, show=show, force=force)
 
 
 @task(

@@ -92,7 +92,7 @@ def test_lock_of_kubectl_is_respected_and_the_way_out_told(text: bytes, tmp_path
 
 
 def test_lock_that_is_no_file_is_told(tmp_path: Path) -> None:
-    for make in (Path.mkdir, os.mkfifo, lambda lock: lock.symlink_to("/none")):
+    for make in (Path.mkdir, os.mkfifo, lambda lock: lock.symlink_to("none")):
         lock = tmp_path / "config.lock"
         make(lock)
         with pytest.raises(HostError, match="is held by another program"), locked(tmp_path / "config"):

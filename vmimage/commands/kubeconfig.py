@@ -21,7 +21,6 @@ def add_context(
     where: Where,
     chosen: Options,
     *,
-    kubernetes_port: int,
     kubeconfig: str | None,
     use: bool,
     show: bool,
@@ -37,7 +36,7 @@ def add_context(
     with session(chosen) as (console, _store):
         require_name(context)
         with log_in(where.address(), chosen.known_hosts, console.warn) as client:
-            ours = renamed(fetch(client), context, server_url(where.host, kubernetes_port))
+            ours = renamed(fetch(client), context, server_url(where.host, where.kubernetes_port))
         if show:
             console.say(text_of(ours))
             return
@@ -48,9 +47,7 @@ def add_context(
         console.say(f"try: kubectl --context {context} get nodes")
 
 
-def remove_context(
-    context: str, where: Where, chosen: Options, *, kubernetes_port: int, kubeconfig: str | None, force: bool
-) -> None:
+def remove_context(context: str, where: Where, chosen: Options, *, kubeconfig: str | None, force: bool) -> None:
     """Take a machine out again.
 
     Args:
@@ -60,7 +57,7 @@ def remove_context(
         path = chosen_file(kubeconfig, os.environ, home())
         with locked(path):
             present = read(path)
-            wanted = removed(present, context, server_url(where.host, kubernetes_port), force=force)
+            wanted = removed(present, context, server_url(where.host, where.kubernetes_port), force=force)
             _change(path, context, present, wanted, console)
         for entry in left(wanted, context):
             console.say(f"  the {entry} stays: it is not of this machine, or other contexts need it")

@@ -20,6 +20,7 @@ class Where(NamedTuple):
     port: int
     key: str | None
     host_key: str | None
+    kubernetes_port: int = 6443
 
     def address(self) -> Address:
         """Return the address that is meant.
