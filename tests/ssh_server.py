@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Collection, Iterator
 
 import paramiko
@@ -26,7 +27,9 @@ class _Server(paramiko.ServerInterface):
     def check_channel_request(self, *_: object) -> int:
         return OPEN_SUCCEEDED
 
-    def check_channel_exec_request(self, channel: paramiko.Channel, *_: object) -> bool:
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        if command == b"take your time":
+            time.sleep(1)
         threading.Thread(target=self._say, args=(channel,), daemon=True).start()
         return True
 

@@ -127,6 +127,14 @@ def test_command_that_does_not_end(tmp_path: Path) -> None:
         login.read_answer(bounded.start(transport, "sleep 9"), seconds=0.2)
 
 
+def test_command_that_does_not_begin(tmp_path: Path) -> None:
+    with session(tmp_path) as transport:
+        started = time.monotonic()
+        with pytest.raises(paramiko.SSHException, match="Channel closed"):
+            bounded.start(transport, "take your time", seconds=0.2)
+        assert time.monotonic() - started < 0.8
+
+
 def prepared(folder: Path, **server: object) -> tuple[int, int]:
     with session(folder, **server) as transport:
         share = Share(source=folder, target="/home/dev/x")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,18 +54,31 @@ def transport(connection: Any, /, **options: Any) -> paramiko.Transport:
     return paramiko.Transport(connection, packetizer_class=_Packets, **options)
 
 
-def start(session: paramiko.Transport, command: str) -> paramiko.Channel:
+def start(session: paramiko.Transport, command: str, *, seconds: float = COMMAND_SECONDS) -> paramiko.Channel:
     """Start a command in the machine.
+
+    Args:
+        seconds: How long the machine may take to begin.
 
     Raises:
         OSError, paramiko.SSHException: It cannot be started.
     """
-    channel = session.open_session(timeout=COMMAND_SECONDS)
-    channel.settimeout(COMMAND_SECONDS)
+    channel = session.open_session(timeout=seconds)
     channel.in_buffer, channel.in_stderr_buffer = _Unread(), _Unread()
-    channel.exec_command(command)
-    channel.settimeout(None)
+    # Paramiko waits for the answer for ever.
+    overdue = threading.Timer(seconds, _close, (channel,))
+    overdue.daemon = True
+    overdue.start()
+    try:
+        channel.exec_command(command)
+    finally:
+        overdue.cancel()
     return channel
+
+
+def _close(channel: paramiko.Channel) -> None:
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the whole session has ended meanwhile
+        channel.close()
 
 
 def read_all(channel: paramiko.Channel, receive: Callable[[int], bytes], *, limit: int, end: float) -> bytes:

@@ -160,6 +160,15 @@ def _join(one: socket.socket, other: socket.socket) -> None:
                 onward.pop(end).shutdown(socket.SHUT_WR)
 
 
+def _answers(client: paramiko.SSHClient) -> bool:
+    """Run a command; a guest may take it, and never say that it has ended."""
+    session = client.get_transport()
+    if session is None:
+        return False
+    channel = bounded.start(session, "true", seconds=ATTEMPT_SECONDS)
+    return channel.status_event.wait(ATTEMPT_SECONDS) and channel.recv_exit_status() == 0
+
+
 def wait_for_ssh(
     port: int,
     user: str,
@@ -196,9 +205,7 @@ def wait_for_ssh(
                 dial(port, wanted=still_waiting) as connection,
                 connect(port, user, key, connection=connection) as client,
             ):
-                _, stdout, _ = client.exec_command("true", timeout=ATTEMPT_SECONDS)
-                # A guest may take the command, and never say that it has ended.
-                if stdout.channel.status_event.wait(ATTEMPT_SECONDS) and stdout.channel.recv_exit_status() == 0:
+                if _answers(client):
                     return time.monotonic() - started
         except (TimeoutError, OSError, EOFError, paramiko.SSHException) as error:
             why = str(error) or type(error).__name__
