@@ -44,6 +44,8 @@ from vmimage.vm.limits import COMMAND_SECONDS, SHOWN_LINES
 KEEPALIVE_SECONDS = 5.0
 DEAD_SECONDS = 15.0
 RETRY_SECONDS = 2.0
+# sshfs ends at once when it is unmounted; the session ends in any case.
+END_SECONDS = 10.0
 READABLE = stat.S_IROTH | stat.S_IXOTH
 """What others than the owner need of a directory."""
 # After a reboot sshd may answer before it lets anybody in.
@@ -299,5 +301,5 @@ def _unmount(session: Session, service: threading.Thread, console: Console) -> N
         if said.strip() == "busy":
             console.say(f"a program in the guest still used {session.share.target}; it is unmounted all the same")
         # sshfs ends, and with it the stream.
-        service.join(timeout=COMMAND_SECONDS)
+        service.join(timeout=END_SECONDS)
         console.say(f"unmounted {session.share.target}")
