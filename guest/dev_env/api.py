@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from dev_env import OURS, Failure
+from dev_env import KUBECONFIG, OURS, Failure
+from dev_env.bounds import API_BYTES, API_SECONDS, EVENT_BYTES, WATCH_SECONDS, chunks, size
 from dev_env.tools import ask
 
-SECONDS = 30.0
-WATCH_SECONDS = 240
 PATHS = {
     "Service": "/api/v1/{}services",
     "Ingress": "/apis/networking.k8s.io/v1/{}ingresses",
     "Node": "/api/v1/{}nodes",
     "Deployment": "/apis/apps/v1/{}deployments",
 }
+MOST_REASON = 300
+"""Characters of what the cluster says against a request."""
 
 
 class Refused(Failure):
@@ -32,6 +33,17 @@ class Api:
     """A way to the cluster of the kubeconfig; each request has a connection of its own."""
 
     def __init__(self) -> None:
+        """Read the kubeconfig.
+
+        Raises:
+            Failure: There is none, or it is not one of k3s.
+        """
+        try:
+            self._read()
+        except (LookupError, TypeError, ValueError, OSError) as error:
+            raise Failure(f"{KUBECONFIG} is not a kubeconfig of k3s: {error!r}", "`journalctl -u k3s`") from error
+
+    def _read(self) -> None:
         config = ask(["kubectl", "config", "view", "--raw", "--minify", "--output=json"])
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         self._server = urlsplit(cluster["server"])
@@ -57,8 +69,11 @@ class Api:
         if status == http.HTTPStatus.NOT_FOUND:
             return None
         if status >= http.HTTPStatus.BAD_REQUEST:
-            raise Refused(f"{method} {path}: {status} {text[:300]}")
-        return json.loads(text)
+            raise Refused(f"{method} {path}: {status} {text[:MOST_REASON]}")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Failure(f"{method} {path}: the answer is no JSON: {error}", "`dev-env doctor`") from error
 
     def answer(self, method: str, path: str, body: object = None, kind: str = "application/json") -> tuple[int, str]:
         """Make a request and return the status and the text that is answered.
@@ -66,9 +81,10 @@ class Api:
         Raises:
             Failure: The cluster does not answer.
         """
-        connection, answer = self._send(method, path, body, kind, SECONDS)
+        connection, answer = self._send(method, path, body, kind, API_SECONDS)
         try:
-            return answer.status, answer.read().decode(errors="replace")
+            data = b"".join(chunks(answer, API_BYTES, API_SECONDS, f"the answer to {method} {path}"))
+            return answer.status, data.decode(errors="replace")
         except (OSError, http.client.HTTPException) as error:
             raise Failure(f"the cluster does not answer: {error}") from error
         finally:
@@ -83,14 +99,31 @@ class Api:
         # What is listed does not repeat its kind.
         return [{"kind": kind, **each} for each in found["items"]]
 
-    def apply(self, wanted: dict[str, Any]) -> None:
-        """Create or change an object; what others set on it stays."""
-        query = f"?fieldManager={OURS}&force=true"
-        self.request("PATCH", self._path(wanted) + query, wanted, "application/apply-patch+yaml")
+    def create(self, wanted: dict[str, Any]) -> None:
+        """Create an object.
+
+        Raises:
+            Refused: One of that name is there, whose ever it is.
+        """
+        self.request("POST", f"{self._folder(wanted)}?fieldManager={OURS}", wanted)
+
+    def replace(self, wanted: dict[str, Any]) -> None:
+        """Change an object that was read; it holds the version that was read.
+
+        Raises:
+            Refused: It is another one by now.
+        """
+        self.request("PUT", f"{self._path(wanted)}?fieldManager={OURS}", wanted)
 
     def delete(self, found: dict[str, Any]) -> None:
-        """Delete an object, if it is there."""
-        self.request("DELETE", self._path(found))
+        """Delete an object that was read, if it is still there.
+
+        Raises:
+            Refused: It is another one by now.
+        """
+        held = {key: found["metadata"][key] for key in ("uid", "resourceVersion")}
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": held}
+        self.request("DELETE", self._path(found), options)
 
     def changes(self, kind: str) -> Iterator[None]:
         """Yield at every change of an object of a kind, and once at the start; ends when the cluster ends it.
@@ -101,12 +134,14 @@ class Api:
         """
         query = f"?watch=true&timeoutSeconds={WATCH_SECONDS}"
         path = PATHS[kind].format("") + query
-        connection, answer = self._send("GET", path, None, "application/json", WATCH_SECONDS + SECONDS)
+        connection, answer = self._send("GET", path, None, "application/json", WATCH_SECONDS + API_SECONDS)
         try:
             if answer.status >= http.HTTPStatus.BAD_REQUEST:
                 raise Refused(f"GET {path}: {answer.status}")
             yield
-            while answer.readline():
+            while line := answer.readline(EVENT_BYTES):
+                if not line.endswith(b"\n") and len(line) == EVENT_BYTES:
+                    raise Failure(f"GET {path}: one event has more than {size(EVENT_BYTES)}")
                 yield
         except (OSError, http.client.HTTPException) as error:
             raise Failure(f"the cluster does not answer: {error}") from error
@@ -128,10 +163,12 @@ class Api:
             raise Failure(f"the cluster does not answer: {error}") from error
 
     @staticmethod
-    def _path(found: dict[str, Any]) -> str:
-        meta = found["metadata"]
-        namespace = f"namespaces/{meta['namespace']}/"
-        return f"{PATHS[found['kind']].format(namespace)}/{meta['name']}"
+    def _folder(found: dict[str, Any]) -> str:
+        return PATHS[found["kind"]].format(f"namespaces/{found['metadata']['namespace']}/")
+
+    @classmethod
+    def _path(cls, found: dict[str, Any]) -> str:
+        return f"{cls._folder(found)}/{found['metadata']['name']}"
 
 
 def _decoded(text: str) -> str:

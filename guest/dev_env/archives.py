@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import lzma
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from dev_env import Failure
+from dev_env import Failure, durable
+from dev_env.bounds import ARCHIVE_MEMBERS, MANIFEST_BYTES, read_text, size
 from dev_env.tools import started
 
 FOLDER = Path("/var/lib/rancher/k3s/agent/images")
 """k3s imports what lies there when it starts first. Only root reads it."""
 INDEX = Path("/var/lib/dev-env/images.json")
 """What the archives of the folder hold: to read them takes long, and root."""
-MOST_MANIFEST_BYTES = 1 << 20
+BROKEN = (
+    tarfile.TarError, ValueError, TypeError, AttributeError, EOFError, RecursionError, MemoryError, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
@@ -29,12 +35,17 @@ def names_in(archive: Path) -> list[str]:
     """
     try:
         with _unpacked(archive) as stream, tarfile.open(fileobj=stream, mode="r|*") as members:
-            for member in members:
-                text = members.extractfile(member) if member.name.removeprefix("./") == "manifest.json" else None
+            for number, member in enumerate(members):
+                if number >= ARCHIVE_MEMBERS:
+                    raise ValueError(f"it holds more than {ARCHIVE_MEMBERS} files")
+                is_manifest = member.isreg() and member.name.removeprefix("./") == "manifest.json"
+                text = members.extractfile(member) if is_manifest else None
+                if text and member.size > MANIFEST_BYTES:
+                    raise ValueError(f"its manifest.json has more than {size(MANIFEST_BYTES)}")
                 if text:
-                    listed = json.loads(text.read(MOST_MANIFEST_BYTES))
-                    return [qualified(tag) for image in listed for tag in image.get("RepoTags") or []]
-    except (tarfile.TarError, ValueError, TypeError, AttributeError, EOFError) as error:
+                    listed = json.loads(text.read())
+                    return [qualified(str(tag)) for image in listed for tag in image.get("RepoTags") or []]
+    except BROKEN as error:
         raise Failure(f"{archive} is no archive of images: {error}", "`docker save NAME -o FILE` makes one") from error
     raise Failure(f"{archive} has no manifest.json", "`docker save NAME -o FILE` makes an archive that has one")
 
@@ -75,9 +86,7 @@ def index() -> None:
         found[archive.name] = old if old.get("bytes") == size else {"bytes": size, "names": names_in(archive)}
     if found != known:
         INDEX.parent.mkdir(exist_ok=True)
-        beside = INDEX.with_suffix(".new")
-        beside.write_text(json.dumps(found, indent=1) + "\n")
-        beside.replace(INDEX)
+        durable.write(INDEX, json.dumps(found, indent=1) + "\n")
 
 
 def brought() -> dict[str, Path]:
@@ -86,4 +95,16 @@ def brought() -> dict[str, Path]:
 
 
 def _known() -> dict[str, Any]:
-    return dict(json.loads(INDEX.read_text())) if INDEX.is_file() else {}
+    """Return archive -> its size and the names of its images.
+
+    Raises:
+        Failure: The index is not what `dev-env images index` writes.
+    """
+    if not INDEX.is_file():
+        return {}
+    try:
+        known = dict(json.loads(read_text(INDEX)))
+        return {name: {"bytes": int(each["bytes"]), "names": list(each["names"])} for name, each in known.items()}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        hint = f"`sudo rm {INDEX}; sudo dev-env images index`"
+        raise Failure(f"{INDEX} is not what `dev-env images index` writes: {error}", hint) from error

@@ -1,118 +1,140 @@
-"""`dev-env up`, `down` and `export`: what is asked for, installed by helm, and written down again."""
+"""`dev-env up` and `down`: what is asked for, installed by helm; what is not asked for any more, uninstalled.
+
+A release is (namespace, name): its name alone may stand for several. What was installed by others stays as it is.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
-import sys
+import re
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dev_env import OURS, SHARE, SYSTEM_NAMESPACES, Failure
-from dev_env.files import KEYS, Release
-from dev_env.tools import apply, ask, items, run, show, started
-from dev_env.yaml_text import yaml_text
+from dev_env import Failure, conflicts, record
+from dev_env.bounds import HELM_MORE_SECONDS, HELM_SECONDS
+from dev_env.console import say
+from dev_env.export import exported
+from dev_env.files import Release
+from dev_env.record import Key, key_of
+from dev_env.releases import LABEL, digest_of, installed, uninstall
+from dev_env.tools import ended, items, run
 
-LABEL = "dev-env"
-RECORD = {"name": OURS, "namespace": "kube-system"}
-HELM_SECONDS = 900
+__all__ = ["LABEL", "digest_of", "down", "exported", "installed", "pod_ready", "up"]
 
 
-def up(wanted: Sequence[Release]) -> None:
+def up(wanted: Sequence[Release], *, seconds: float = HELM_SECONDS, force: bool = False) -> None:
     """Install or upgrade all that is wanted, wait until it is ready, uninstall what `up` installed before and is not.
 
+    Each chart is recorded when it is installed, so an interruption forgets none.
+
+    Args:
+        seconds: How long one chart may take to become ready.
+        force: Also upgrade releases that others installed, which are ours from then on.
+
     Raises:
-        Failure: A chart could not be had, or did not become ready.
+        Failure: A chart could not be had, or is another's (nothing was changed), or did not become ready.
     """
+    record.read()  # if it cannot be kept, nothing is begun
+    running, ours = installed(), installed(ours=True)
+    names = {(release.namespace, release.name) for release in wanted}
+    if not force:
+        _require_ours(names, running, {key_of(each) for each in ours})
+    obsolete = [each for each in ours if key_of(each) not in names]
     with tempfile.TemporaryDirectory(prefix="dev-env-") as folder:
         # All of them first: a chart that cannot be had should not leave half an environment.
         sources = {release.name: _source(release, Path(folder)) for release in wanted}
         for release in wanted:
-            _install(release, sources[release.name], Path(folder))
-    names = {(release.namespace, release.name) for release in wanted}
-    for running in installed(ours=True):
-        if (running["namespace"], running["name"]) not in names:
-            uninstall(running)
-    _record(wanted)
+            _values(release, Path(folder)).write_text(json.dumps(release.values))
+        first = _in_the_way(wanted, sources, Path(folder), running, {key_of(each) for each in obsolete})
+        for each in obsolete:
+            if key_of(each) in first:
+                uninstall(each)
+        for release in wanted:
+            _install(release, sources[release.name], _values(release, Path(folder)), seconds)
+            record.remember([release])
+    for each in obsolete:
+        if key_of(each) not in first:
+            uninstall(each)
 
 
 def down(names: Sequence[str]) -> list[str]:
-    """Uninstall what `up` installed, or only what is named; returns the names.
+    """Uninstall what `up` installed, or only what is named, as NAME or NAMESPACE/NAME; returns the names.
 
     Raises:
-        Failure: A name is not installed.
+        Failure: A name is not installed, or is that of several releases.
     """
+    record.read()
     running = installed(ours=not names)
-    missing = sorted(set(names) - {release["name"] for release in running})
-    if missing:
-        known = ", ".join(release["name"] for release in running) or "nothing"
-        raise Failure(f"not installed: {', '.join(missing)}", f"installed is: {known}")
-    chosen = [release for release in running if not names or release["name"] in names]
-    for release in chosen:
+    chosen = list({key_of(each): each for name in names for each in _named(name, running)}.values())
+    for release in chosen if names else running:
         uninstall(release)
-    return [release["name"] for release in chosen]
+    return [release["name"] for release in (chosen if names else running)]
 
 
-def installed(*, ours: bool = False) -> list[dict[str, Any]]:
-    """Return helm's releases outside the system's namespaces; only those that `up` installed if asked so."""
-    which = [f"--selector={LABEL}=up"] if ours else []
-    found = ask(["helm", "list", "--all-namespaces", *which, "--output=json"]) or []
-    return [release for release in found if release["namespace"] not in SYSTEM_NAMESPACES]
+def _named(name: str, running: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = [each for each in running if name in (each["name"], "/".join(key_of(each)))]
+    if not found:
+        known = ", ".join(each["name"] for each in running) or "nothing"
+        raise Failure(f"not installed: {name}", f"installed is: {known}")
+    if len(found) > 1:
+        several = [f"`dev-env down {'/'.join(key_of(each))}`" for each in found]
+        raise Failure(f"{name} is installed {len(found)} times, in different namespaces", " or ".join(several))
+    return found
 
 
-def uninstall(release: dict[str, Any]) -> None:
-    """Uninstall one of helm's releases."""
-    argv = ["helm", "uninstall", release["name"], "--namespace", release["namespace"], "--wait", "--timeout=5m"]
-    run(argv, shown=True, seconds=HELM_SECONDS)
+def _require_ours(names: set[Key], running: Sequence[Mapping[str, Any]], ours: set[Key]) -> None:
+    theirs = sorted({key_of(each) for each in running} & names - ours)
+    # A plain `helm upgrade` by hand keeps the label; `helm install` in the place of ours does not.
+    if theirs:
+        listed = ", ".join(map("/".join, theirs))
+        ways = " ".join(map("/".join, theirs))
+        raise Failure(
+            f"installed by helm, not by `dev-env up`: {listed}",
+            f"`dev-env down {ways}` uninstalls, `dev-env up --force` takes over; or choose another name",
+        )
 
 
-def exported(folder: Path | None) -> tuple[str, list[str]]:
-    """Return the values file that reproduces what runs now, and what to know about it.
+def _in_the_way(
+    wanted: Sequence[Release],
+    sources: Mapping[str, str],
+    folder: Path,
+    running: Sequence[Mapping[str, Any]],
+    obsolete: set[Key],
+) -> set[Key]:
+    """Return the obsolete releases that have to go first: helm installs no object that another release has.
 
-    Args:
-        folder: Where charts that are directories or archives of this machine are packed to; nowhere when None.
+    Raises:
+        Failure: It is a release that stays.
     """
-    recorded = _recorded()
-    charts: dict[str, Any] = {}
-    notes = []
-    for running in installed():
-        name, namespace = running["name"], running["namespace"]
-        values = ask(["helm", "get", "values", name, "--namespace", namespace, "--output=json"]) or {}
-        known = recorded.get(name)
-        if not known or known.namespace != namespace:
-            notes.append(f"{name}: not installed by `dev-env up`, so where {running['chart']} is from is not known")
-            known = Release(name=name, chart=running["chart"], namespace=namespace)
-        source = known.described() | {"values": values}
-        in_image = Path(known.chart).is_relative_to(SHARE)
-        if folder and known.is_local and not in_image and Path(known.chart).exists():
-            source |= _packed(known, folder)
-        elif known.is_local and not in_image:
-            notes.append(
-                f"{name}: its chart {known.chart} is on this machine only; `--output FILE` packs it beside FILE"
-            )
-        charts[name] = {key: source[key] for key in KEYS if source.get(key)}
-    return yaml_text({"charts": charts}), notes
+    there = {key_of(each): each for each in running}
+    new = [release for release in wanted if (release.namespace, release.name) not in there]
+    if not new or not there:
+        return set()
+    made = {key: conflicts.made_by(each) for key, each in there.items()}
+    first = set()
+    for release in new:
+        values = ["--values", str(_values(release, folder)), *_version(release, sources[release.name])]
+        makes = conflicts.rendered(release.name, sources[release.name], release.namespace, *values)
+        for key, objects in made.items():
+            if makes & objects and key not in obsolete:
+                name = "/".join(key)
+                raise Failure(
+                    f"{release.name}: its {conflicts.told(makes & objects)} belongs to the release {name} already",
+                    f"`dev-env down {name}`, or leave one of the two out; nothing was changed",
+                )
+            if makes & objects:
+                first.add(key)
+    return first
 
 
-def _packed(release: Release, folder: Path) -> dict[str, str]:
-    """Put a chart into an archive in a folder; returns what the values file says of it."""
-    source = Path(release.chart)
-    if source.is_dir():
-        said = run(["helm", "package", str(source), "--destination", str(folder)])
-        archive = Path(said.strip().rsplit(": ", 1)[-1])
-    else:
-        archive = folder / source.name
-        archive.write_bytes(source.read_bytes())
-    return {"chart": f"{folder.name}/{archive.name}", "digest": digest_of(archive)}
+def _values(release: Release, folder: Path) -> Path:
+    return folder / f"{release.name}.values.json"
 
 
-def digest_of(path: Path) -> str:
-    """Return a file's digest as values files write it."""
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+def _version(release: Release, source: str) -> list[str]:
+    return ["--version", release.version] if release.version and "://" in source else []
 
 
 def _source(release: Release, folder: Path) -> str:
@@ -137,60 +159,56 @@ def _source(release: Release, folder: Path) -> str:
     return str(path)
 
 
-def _install(release: Release, source: str, folder: Path) -> None:
-    values = folder / f"{release.name}.values.json"
-    values.write_text(json.dumps(release.values))
+def _install(release: Release, source: str, values: Path, seconds: float) -> None:
     argv = ["helm", "upgrade", "--install", release.name, source, "--namespace", release.namespace]
-    argv += ["--create-namespace", "--values", str(values), f"--labels={LABEL}=up", "--wait", "--timeout=10m"]
+    argv += ["--create-namespace", "--values", str(values), f"--labels={LABEL}=up", "--wait"]
     # The values file wins over what was changed by kubectl (`kubectl scale`, for one), which helm 4 else refuses.
-    argv += ["--force-conflicts"]
-    if release.version and "://" in source:
-        argv += ["--version", release.version]
-    show(argv)
-    with started(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        last = ""
-        while process.poll() is None:
-            time.sleep(1)
-            last = _progress(release, last)
-        assert process.stdout  # noqa: S101 - it is a pipe
-        said = process.stdout.read().strip()
-    if process.returncode:
+    argv += [f"--timeout={seconds:.0f}s", "--force-conflicts", *_version(release, source)]
+    progress = _Progress(release)
+    done = ended(argv, shown=True, seconds=seconds + HELM_MORE_SECONDS, meanwhile=progress.tell)
+    if done.status:
+        said = f"{done.output}\n{done.said}".strip()
         raise Failure(f"{release.name} could not be installed:\n{said}", _hint(release, said))
-    print(f"{release.name} is ready", file=sys.stderr)
+    say(f"{release.name} is ready")
 
 
 def _hint(release: Release, said: str) -> str:
     if "another operation" in said:
         return f"an earlier `up` was cut off: `dev-env down {release.name}`, then `dev-env up` again"
+    if "invalid ownership metadata" in said:
+        owner = [re.search(rf'release-{part}" must equal "[^"]*": current value is "([^"]+)"', said)
+                 for part in ("namespace", "name")]  # fmt: skip
+        name = owner[1][1] if owner[1] else release.name
+        if any(owner):
+            namespace = owner[0][1] if owner[0] else release.namespace
+            return f"the release {namespace}/{name} has an object of this name: `dev-env down {namespace}/{name}`"
+        return "an object of this name is there, and no chart's: rename it, or remove it with kubectl"
+    if "deadline exceeded" in said or "timed out" in said:
+        return f"`dev-env up --timeout SECONDS` waits longer; `kubectl get events -n {release.namespace}` says why"
     return f"`kubectl get events --namespace {release.namespace}` says why a pod does not start"
 
 
-def _progress(release: Release, last: str) -> str:
-    """Print how many pods are ready, when that changed."""
-    try:
-        pods = items("pods", namespace=release.namespace, selector=f"app.kubernetes.io/instance={release.name}")
-    except Failure:
-        return last  # helm itself will say it
-    ready = sum(pod_ready(pod) for pod in pods)
-    line = f"  {release.name}: {ready} of {len(pods)} pods ready" if pods else ""
-    if line != last:
-        print(line, file=sys.stderr, flush=True)
-    return line
+class _Progress:
+    """How many pods of a release are ready."""
+
+    def __init__(self, release: Release) -> None:
+        self._release, self._last = release, ""
+
+    def tell(self) -> None:
+        """Say it, when it changed."""
+        release = self._release
+        try:
+            pods = items("pods", namespace=release.namespace, selector=f"app.kubernetes.io/instance={release.name}")
+        except Failure:
+            return  # helm itself will say it
+        ready = sum(pod_ready(pod) for pod in pods)
+        line = f"  {release.name}: {ready} of {len(pods)} pods ready" if pods else ""
+        if line not in ("", self._last):
+            say(line)
+        self._last = line
 
 
-def pod_ready(pod: dict[str, Any]) -> bool:
+def pod_ready(pod: Mapping[str, Any]) -> bool:
     """Tell whether a pod takes requests."""
-    conditions = pod.get("status", {}).get("conditions", [])
+    conditions = (pod.get("status") or {}).get("conditions") or []
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def _record(wanted: Sequence[Release]) -> None:
-    """Note where charts came from: helm does not."""
-    text = json.dumps({release.name: release.described() for release in wanted})
-    apply([{"apiVersion": "v1", "kind": "ConfigMap", "metadata": RECORD, "data": {"charts": text}}])
-
-
-def _recorded() -> dict[str, Release]:
-    found = items("configmaps", namespace=RECORD["namespace"])
-    texts = [each["data"]["charts"] for each in found if each["metadata"]["name"] == RECORD["name"]]
-    return {name: Release(name=name, **chart) for text in texts for name, chart in json.loads(text).items()}

@@ -9,8 +9,25 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dev_env import PROFILES, Failure, archives, charts, doctor, files, images, load, names, ready, state, update
+from dev_env import (
+    PROFILES,
+    Failure,
+    archives,
+    charts,
+    doctor,
+    durable,
+    files,
+    images,
+    load,
+    names,
+    ready,
+    state,
+    update,
+    watching,
+)
 from dev_env.api import Api
+from dev_env.bounds import HELM_SECONDS, read_text
+from dev_env.console import answer, answer_whole, prepare, say
 
 FORM = """\
 A values file says which charts to run:
@@ -42,24 +59,22 @@ IMAGES = """\
   index    note what the archives hold that came with the machine (its build does this, as root)
   pin      pin all that came with the machine (a service of the system does this)
 """
-
-
-def say(text: str) -> None:
-    """Tell the user what goes on; answers go to standard output."""
-    print(text, file=sys.stderr, flush=True)
+Command = Callable[..., argparse.ArgumentParser]
+MOST_SECONDS = 7 * 24 * 3600
 
 
 def do_up(options: argparse.Namespace) -> None:
     """Run the charts that values files or profiles name, and wait until they are ready."""
-    charts.up(files.merged([files.read(files.find(argument)) for argument in options.files]))
+    wanted = files.merged([files.read(files.find(argument)) for argument in options.files])
+    charts.up(wanted, seconds=options.timeout, force=options.force)
     names.reconcile(Api())
-    print(state.table(state.services()))
+    answer(state.table(state.services()))
 
 
 def do_down(options: argparse.Namespace) -> None:
     """Uninstall what `up` installed."""
     removed = charts.down(options.names)
-    print(f"uninstalled: {', '.join(removed)}" if removed else "nothing was installed")
+    answer(f"uninstalled: {', '.join(removed)}" if removed else "nothing was installed")
 
 
 def do_export(options: argparse.Namespace) -> None:
@@ -72,11 +87,9 @@ def do_export(options: argparse.Namespace) -> None:
     for note in notes:
         say(f"note: {note}")
     if not options.output:
-        print(text, end="")
+        answer_whole(text)
         return
-    beside = options.output.with_name(f".{options.output.name}.new")
-    beside.write_text(text)
-    beside.replace(options.output)
+    durable.write(options.output, text)
     if folder and not any(folder.iterdir()):
         folder.rmdir()
     say(f"written: {options.output}")
@@ -86,20 +99,20 @@ def do_profiles(_: argparse.Namespace) -> None:
     """List the values files that the machine brings along."""
     rows = []
     for path in sorted(PROFILES.glob("*.yaml")):
-        first = path.read_text().splitlines()[0]
+        first = (read_text(path).splitlines() or [""])[0]
         rows.append([path.stem, first.removeprefix("# ")])
-    print(state.table(rows))
+    answer(state.table(rows))
     say("\n`dev-env up NAME` runs one; several are composed, and files of your own: `dev-env up NAME mine.yaml`")
 
 
 def do_services(_: argparse.Namespace) -> None:
     """List services: where they are on your computer, and whether they answer."""
-    print(state.table(state.services()))
+    answer(state.table(state.services()))
 
 
 def do_status(_: argparse.Namespace) -> None:
     """Say how the environment is."""
-    print("\n".join(state.status()))
+    answer("\n".join(state.status()))
 
 
 def do_doctor(options: argparse.Namespace) -> None:
@@ -109,7 +122,7 @@ def do_doctor(options: argparse.Namespace) -> None:
         os.execvp("sudo", ["sudo", sys.argv[0], "doctor", "--fix"])  # noqa: S606 - it is to take our place
     bad = 0
     for check, fault in doctor.examine(say, fix=options.fix):
-        print(f"BAD {check.name}: {fault}\n    {check.remedy}" if fault else f"ok  {check.name}", flush=True)
+        answer(f"BAD {check.name}: {fault}\n    {check.remedy}" if fault else f"ok  {check.name}")
         bad += bool(fault)
     if bad:
         raise Failure(f"{bad} of these are not as they should be")
@@ -118,15 +131,15 @@ def do_doctor(options: argparse.Namespace) -> None:
 def do_version(options: argparse.Namespace) -> None:
     """Say which image this is, and the versions in it."""
     found = state.version()
-    print(json.dumps(found) if options.json else state.table([[key, value] for key, value in found.items()]))
+    answer(json.dumps(found) if options.json else state.table([[key, value] for key, value in found.items()]))
 
 
 def do_share(_: argparse.Namespace) -> None:
     """Explain how to share a directory of your computer, and list those that are shared."""
-    print(SHARING)
+    answer(SHARING)
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     shared = [fields[1] for fields in mounts if fields[2] == "fuse.sshfs"]
-    print("shared now: " + (", ".join(shared) or "nothing"))
+    answer("shared now: " + (", ".join(shared) or "nothing"))
 
 
 def do_images(options: argparse.Namespace) -> None:
@@ -136,7 +149,7 @@ def do_images(options: argparse.Namespace) -> None:
     if options.action != "prune" and options.remove:
         raise Failure("--remove goes with `images prune`")
     if options.action == "load":
-        print("\n".join(load.load(options.files, say)))
+        answer("\n".join(load.load(options.files, say)))
     elif options.action == "prune":
         prune(remove=options.remove)
     elif options.action == "index":
@@ -144,19 +157,19 @@ def do_images(options: argparse.Namespace) -> None:
     elif options.action == "pin":
         images.pin(images.unpinned())
     else:
-        print("\n".join(sorted(name for image in images.listed() for name in image.names)))
+        answer("\n".join(sorted(name for image in images.listed() for name in image.names)))
 
 
 def prune(*, remove: bool) -> None:
     """Print the images that nothing uses and nothing keeps; remove them if asked so."""
     unused = images.unused()
     if not unused:
-        print("no image can be removed: each is used by a container, came with the machine, or was loaded by you")
+        answer("no image can be removed: each is used by a container, came with the machine, or was loaded by you")
         return
-    print(state.table([[str(image), f"{image.size >> 20} MiB"] for image in unused]))
+    answer(state.table([[str(image), f"{image.size >> 20} MiB"] for image in unused]))
     if remove:
         images.remove(unused)
-        print(f"removed: {len(unused)}")
+        answer(f"removed: {len(unused)}")
     else:
         say("\n`dev-env images prune --remove` removes these; a pod that needs one pulls it again, from a registry")
 
@@ -164,20 +177,25 @@ def prune(*, remove: bool) -> None:
 def do_update(options: argparse.Namespace) -> None:
     """Replace k3s, kubectl and helm by newer ones from a bundle; back to the old ones if they do not work."""
     done = update.update(options.source, options.sha256, say, allow_older=options.allow_older, seconds=options.timeout)
-    print("updated: " + ", ".join(done))
+    answer("updated: " + ", ".join(done))
+
+
+def do_recover(options: argparse.Namespace) -> None:
+    """Mend what an update that was cut off left behind (services of the system do this)."""
+    update.recover(say, starting=options.starting, waiting=options.waiting)
 
 
 def do_wait(options: argparse.Namespace) -> None:
     """Wait until the cluster is ready."""
     noted = ready.note(ready.wait(say, options.timeout))
     parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in noted["parts"].items())
-    print(f"dev-env is ready, {noted['seconds_since_boot']:.0f} s after the machine was switched on ({parts}).")
-    print("`dev-env` tells what it can do.")
+    answer(f"dev-env is ready, {noted['seconds_since_boot']:.0f} s after the machine was switched on ({parts}).")
+    answer("`dev-env` tells what it can do.")
 
 
 def do_names(_: argparse.Namespace) -> None:
     """Keep names and ports of services up to date (a service of the system does this)."""
-    names.watch()
+    watching.watch()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -198,11 +216,20 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(do=do)
         return added
 
+    _add_charts(command)
+    _add_machine(command)
+    return top
+
+
+def _add_charts(command: Command) -> None:
     command("status", do_status)
     up = command("up", do_up, FORM)
     up.add_argument("files", nargs="+", metavar="FILE", help="a values file, or the name of a profile")
+    up.add_argument("--timeout", type=seconds, default=HELM_SECONDS, metavar="SECONDS",
+                    help="how long a chart may take to become ready; %(default).0f")  # fmt: skip
+    up.add_argument("--force", action="store_true", help="also take over what was installed by helm, not by `up`")
     down = command("down", do_down)
-    down.add_argument("names", nargs="*", metavar="NAME", help="only these; all when not given")
+    down.add_argument("names", nargs="*", metavar="NAME", help="only these, also as NAMESPACE/NAME; all when not given")
     command("profiles", do_profiles)
     command("services", do_services)
     export = command("export", do_export)
@@ -210,6 +237,9 @@ def parser() -> argparse.ArgumentParser:
         "--output", "-o", type=Path, metavar="FILE", help="with the charts that are only here beside it"
     )
     command("share", do_share)
+
+
+def _add_machine(command: Command) -> None:
     loads = command("images", do_images, IMAGES)
     loads.add_argument("action", nargs="?", choices=["list", "load", "prune", "index", "pin"], default="list")
     loads.add_argument("files", nargs="*", type=Path, metavar="FILE", help="archives of `docker save`, for `load`")
@@ -219,23 +249,34 @@ def parser() -> argparse.ArgumentParser:
     updates.add_argument("--sha256", default="", help="of the bundle; needed for a URL")
     updates.add_argument("--allow-older", action="store_true", help="also install what is older than what is here")
     add_timeout(updates, "until the cluster must be ready with it")
+    recovers = command("recover", do_recover)
+    recovers.add_argument("--starting", action="store_true", help="before k3s starts: do not stop or start it")
+    recovers.add_argument("--waiting", action="store_true", help="for an update that runs: it may be cut off")
     command("doctor", do_doctor).add_argument("--fix", action="store_true", help="mend what can be mended")
     version = command("version", do_version)
     version.add_argument("--json", action="store_true", help="for machines")
     add_timeout(command("wait", do_wait), "at most")
     command("names", do_names)
-    return top
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds that an option gives."""
+    found = float(text)
+    if not 0 <= found <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text}: 0 to {MOST_SECONDS} seconds")
+    return found
 
 
 def add_timeout(command: argparse.ArgumentParser, text: str) -> None:
     """Add the option that says how long to wait for the cluster."""
     command.add_argument(
-        "--timeout", type=float, default=ready.WAIT_SECONDS, metavar="SECONDS", help=f"{text}; %(default).0f"
+        "--timeout", type=seconds, default=ready.WAIT_SECONDS, metavar="SECONDS", help=f"{text}; %(default).0f"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 something is wrong, 2 not understood."""
+    prepare()
     top = parser()
     options = top.parse_args(argv)
     if not hasattr(options, "do"):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dev_env import KUBECONFIG, Failure
+from dev_env import KUBECONFIG, Failure, journal
 from dev_env.archives import brought
 from dev_env.images import lost, pin, unpinned
 from dev_env.load import load
 from dev_env.ready import Watch
-from dev_env.tools import run
+from dev_env.tools import ended, run
+from dev_env.update import recover
 
 LEAST_FREE_BYTES = 2 << 30
 LEAST_MEMORY_KIB = 1800 << 10
@@ -42,12 +42,13 @@ class Check:
         try:
             return self.fault()
         except Failure as error:
-            return str(error).splitlines()[-1]
+            return (str(error).splitlines() or ["it failed"])[-1]
 
 
 def checks() -> tuple[Check, ...]:
     """Return all checks, what others need first."""
     return (
+        Check("no update was cut off", _cut_off, f"{FIX}, which is `sudo dev-env recover`", recover),
         Check("the service k3s runs", partial(_unit, "k3s.service"), f"{FIX}, `journalctl -u k3s`", _restart("k3s")),
         Check(
             "names are kept up to date",
@@ -89,9 +90,14 @@ def examine(report: Report, *, fix: bool) -> Iterator[tuple[Check, str]]:
         yield check, fault
 
 
+def _cut_off() -> str:
+    # One that runs has the journal too; it holds the lock until it ends.
+    return f"{journal.path()} is there" if journal.found() else ""
+
+
 def _unit(unit: str) -> str:
-    done = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else f"{unit} is {done.stdout.strip()}"
+    done = ended(["systemctl", "is-active", unit])
+    return "" if done.status == 0 else f"{unit} is {done.output.strip()}"
 
 
 def _restart(unit: str) -> Callable[[Report], None]:

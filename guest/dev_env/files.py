@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dev_env import PROFILES, READER, Failure
+from dev_env.bounds import VALUES_BYTES, VALUES_DEPTH, read_text
 from dev_env.tools import run
+from dev_env.yaml_text import faults, too_deep
 
+NAME_LENGTH = 53
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,51}[a-z0-9])?")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+NO_CHART = "To have no chart at all: `dev-env down`, or a file with `charts: {}`"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 TEXTS = ("chart", "repo", "version", "digest", "namespace")
 KEYS = (*TEXTS, "values")
@@ -71,8 +76,25 @@ def read(path: Path) -> dict[str, Any]:
     """Read a values file as helm reads one, with charts' relative paths made absolute.
 
     Raises:
-        Failure: It is no YAML, or says something that is not understood; all problems are named.
+        Failure: It is no YAML, says something that is not understood, or names no chart; all problems are named.
     """
+    text = read_text(path, VALUES_BYTES)
+    if found := [f"{path.name}:{line}: {what}" for line, what in faults(text, 2 * VALUES_DEPTH)]:
+        raise Failure("\n".join(found), f"correct {path}; `dev-env up --help` shows its form")
+    data = _read_by_helm(path)
+    problems = [f"{path.name}:{line_of(text, where)}: {'.'.join(where)}: {what}" for where, what in _problems(data)]
+    if problems:
+        raise Failure("\n".join(problems), f"correct {path}; `dev-env up --help` shows its form")
+    if data.get("charts") is None:
+        raise Failure(f"{path} names no chart", NO_CHART)
+    for name, chart in data["charts"].items():
+        source = str((chart or {}).get("chart") or "")
+        if source and not chart.get("repo") and "://" not in source:
+            chart["chart"] = _absolute(path, name, source)
+    return data
+
+
+def _read_by_helm(path: Path) -> dict[str, Any]:
     command = ["helm", "template", "read", str(READER), "--values", str(path)]
     try:
         # The first line is `---`, the second names the template.
@@ -80,29 +102,36 @@ def read(path: Path) -> dict[str, Any]:
     except Failure as error:
         reason = str(error).rsplit("Error: ", 1)[-1]
         raise Failure(
-            f"{path} cannot be read: {reason}", "correct the file; `dev-env up --help` shows its form"
+            f"{path} cannot be read: {reason}", f"correct the file; `dev-env up --help` shows its form. {NO_CHART}"
         ) from error
-    text = path.read_text()
-    problems = [f"{path.name}:{line_of(text, where)}: {'.'.join(where)}: {what}" for where, what in _problems(data)]
-    if problems:
-        raise Failure("\n".join(problems), f"correct {path}; `dev-env up --help` shows its form")
-    for chart in (data.get("charts") or {}).values():
-        source = str((chart or {}).get("chart") or "")
-        if source and not chart.get("repo") and "://" not in source:
-            chart["chart"] = str((path.parent / Path(source).expanduser()).resolve())
+    except (ValueError, LookupError) as error:
+        raise Failure(f"{path} cannot be read: helm does not answer in JSON: {error}", "`dev-env doctor`") from error
+    except RecursionError:
+        data = None
+    if data is None or too_deep(data, VALUES_DEPTH):
+        raise Failure(f"{path} is nested more than {VALUES_DEPTH} deep", "is it the file that was meant?")
     return dict(data)
+
+
+def _absolute(path: Path, name: str, source: str) -> str:
+    try:
+        return str((path.parent / Path(source).expanduser()).resolve())
+    except (RuntimeError, ValueError, OSError) as error:  # ~nobody, a link that leads to itself
+        raise Failure(f"{path.name}: charts.{name}.chart: {source}: {error}", f"correct {path}") from error
 
 
 def merged(files: Sequence[Mapping[str, Any]]) -> list[Release]:
     """Compose files into what they ask for: later ones win, key by key; a chart that is null is left out.
 
     Raises:
-        Failure: A chart has no source.
+        Failure: A chart has no source, or all are left out, which is what `dev-env down` is for.
     """
     charts: dict[str, Any] = {}
     for file in files:
         charts = merge(charts, file.get("charts") or {})
     wanted = {name: chart for name, chart in charts.items() if chart is not None}
+    if charts and not wanted:
+        raise Failure(f"every chart is left out: {', '.join(charts)}", NO_CHART)
     nameless = [name for name, chart in wanted.items() if not chart.get("chart")]
     if nameless:
         raise Failure(f"no file names the `chart` of {', '.join(nameless)}", "add `chart: …` to one of them")
@@ -137,9 +166,11 @@ def line_of(text: str, path: Sequence[str]) -> int:
 def _problems(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     for key in data.keys() - {"charts", "description"}:
         yield (key,), f"unknown key{near_miss(key, ['charts', 'description'])}"
-    charts = data.get("charts") or {}
+    charts = data.get("charts")
+    if charts is None:
+        return
     if not isinstance(charts, Mapping):
-        yield ("charts",), "a mapping of names to charts is needed"
+        yield ("charts",), f"a mapping of names to charts is needed. {NO_CHART}"
         return
     for name, chart in charts.items():
         where = ("charts", str(name))
@@ -157,6 +188,8 @@ def _chart_problems(where: tuple[str, ...], chart: Mapping[str, Any]) -> Iterato
             yield (*where, key), f"unknown key{near_miss(key, KEYS)}"
         elif key in TEXTS and not isinstance(value, str | None):
             yield (*where, key), f'text is needed; write it in quotes: "{value}"'
+        elif key in TEXTS and CONTROL.search(value or ""):
+            yield (*where, key), "a control character is in it"
         elif key == "values" and not isinstance(value, Mapping | None):
             yield (*where, key), "a mapping is needed"
         elif key == "digest" and value and not DIGEST.fullmatch(value):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dev_env.archives import brought
+from dev_env.bounds import IMAGES_SECONDS
 from dev_env.tools import ask, run
 
 PINNED = "io.cri-containerd.pinned=pinned"
 """A label of containerd; Kubernetes and crictl go by it."""
 CTR = ["sudo", "k3s", "ctr", "--namespace=k8s.io", "images"]
 CRICTL = ["sudo", "k3s", "crictl"]
-SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Image:
 
 def listed() -> list[Image]:
     """Return all images that are there."""
-    found: Any = ask([*CRICTL, "images", "--output=json"], seconds=SECONDS)
+    found: Any = ask([*CRICTL, "images", "--output=json"], seconds=IMAGES_SECONDS)
     return [
         Image(
             identity=str(each["id"]),
@@ -55,14 +55,14 @@ def listed() -> list[Image]:
 def digests() -> dict[str, str]:
     """Return name -> digest of what containerd has."""
     # REF, TYPE, DIGEST and more; each image is there by its digest, too.
-    rows = [line.split() for line in run([*CTR, "ls"], seconds=SECONDS).splitlines()[1:]]
+    rows = [line.split() for line in run([*CTR, "ls"], seconds=IMAGES_SECONDS).splitlines()[1:]]
     return {name: digest for name, _, digest, *_ in rows if not name.startswith("sha256:")}
 
 
 def pin(names: Iterable[str]) -> None:
     """Keep images from being removed by whoever makes room."""
     for name in names:
-        run([*CTR, "label", name, PINNED], seconds=SECONDS)
+        run([*CTR, "label", name, PINNED], seconds=IMAGES_SECONDS)
 
 
 def lost() -> list[str]:
@@ -79,7 +79,7 @@ def unpinned() -> list[str]:
 
 def unused() -> list[Image]:
     """Return the images that no container uses and nothing keeps: they can be removed, and pulled again if needed."""
-    found: Any = ask([*CRICTL, "ps", "--all", "--output=json"], seconds=SECONDS)
+    found: Any = ask([*CRICTL, "ps", "--all", "--output=json"], seconds=IMAGES_SECONDS)
     used = {
         word
         for each in found.get("containers") or []
@@ -91,4 +91,4 @@ def unused() -> list[Image]:
 
 def remove(images: Iterable[Image]) -> None:
     """Remove images."""
-    run([*CRICTL, "rmi", *(image.identity for image in images)], shown=True, seconds=SECONDS)
+    run([*CRICTL, "rmi", *(image.identity for image in images)], shown=True, seconds=IMAGES_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from typing import IO
 
 from dev_env import Failure
 from dev_env.archives import names_in
+from dev_env.bounds import SAID_BYTES
+from dev_env.console import say, say_again
 from dev_env.images import CTR, digests, pin
 from dev_env.tools import show, started
 
@@ -52,7 +55,7 @@ def bring(file: Path, report: Report) -> None:
         Failure: containerd does not take it.
     """
     show([*CTR, "import", str(file)])
-    with file.open("rb") as source, tempfile.TemporaryFile("w+") as said:
+    with file.open("rb") as source, tempfile.TemporaryFile() as said:
         total, sent = file.stat().st_size, [0]
         with started([*CTR, "import", "-"], stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT) as process:
             feeder = threading.Thread(target=_feed, args=(source, process, sent), daemon=True)
@@ -64,9 +67,10 @@ def bring(file: Path, report: Report) -> None:
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(timeout=1)
             feeder.join()
-        said.seek(0)
         if process.returncode:
-            raise Failure(f"{file} could not be loaded:\n{said.read().strip()}", "is it an archive of `docker save`?")
+            said.seek(max(0, os.fstat(said.fileno()).st_size - SAID_BYTES))
+            text = said.read().decode(errors="replace").strip()
+            raise Failure(f"{file} could not be loaded:\n{text}", "is it an archive of `docker save`?")
 
 
 def _feed(source: IO[bytes], process: subprocess.Popen[bytes], sent: list[int]) -> None:
@@ -90,7 +94,7 @@ def _progress(report: Report) -> Iterator[Report]:
         now = time.monotonic()
         line = f"{text}, {now - begun:.0f} s"
         if terminal:
-            print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
+            say_again(line)
         elif now - said_at >= SAY_EVERY_SECONDS:
             said_at = now
             report(line)
@@ -99,4 +103,4 @@ def _progress(report: Report) -> Iterator[Report]:
         yield tell
     finally:
         if terminal:
-            print(file=sys.stderr)
+            say("")

@@ -8,14 +8,14 @@ that is forwarded too. Ingress and NodePort belong to their service: Kubernetes 
 from __future__ import annotations
 
 import hashlib
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from dev_env import MANAGED, OURS, SYSTEM_NAMESPACES, Failure
+from dev_env import MANAGED, OURS, SYSTEM_NAMESPACES
 from dev_env.api import Api, Refused
+from dev_env.console import say
 
 HTTP_PORT, HTTPS_PORT = 8080, 8443
 """On the host."""
@@ -27,13 +27,11 @@ OFF = "dev-env/names"
 
 SUFFIX = "-dev-env"
 NAME_LENGTH = 63
-
-SETTLE_SECONDS = 0.3
-RETRY_SECONDS = 2.0
-"""Doubled as long as something is refused."""
-RESYNC_SECONDS = 60.0
+TRIES, SETTLE_SECONDS = 3, 0.3
 
 Object = dict[str, Any]
+Identity = tuple[str, str, str]
+"""(kind, namespace, name); a name alone may stand for several objects."""
 
 
 def host_of(service: Mapping[str, Any]) -> str:
@@ -48,8 +46,8 @@ def is_wanted(service: Mapping[str, Any]) -> bool:
     return (
         meta["namespace"] not in SYSTEM_NAMESPACES
         and (meta["namespace"], meta["name"]) != ("default", "kubernetes")
-        and meta.get("labels", {}).get(MANAGED) != OURS
-        and meta.get("annotations", {}).get(OFF) != "off"
+        and _labels(service).get(MANAGED) != OURS
+        and (meta.get("annotations") or {}).get(OFF) != "off"
         and "deletionTimestamp" not in meta
         and spec.get("type") != "ExternalName"
     )
@@ -57,7 +55,7 @@ def is_wanted(service: Mapping[str, Any]) -> bool:
 
 def http_port(service: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the port of a service that speaks http: by its protocol, its name or its number, in this order."""
-    ports = [port for port in service["spec"].get("ports", []) if port.get("protocol", "TCP") == "TCP"]
+    ports = [port for port in _ports(service) if port.get("protocol", "TCP") == "TCP"]
     tests: tuple[Callable[[Mapping[str, Any]], bool], ...] = (
         lambda port: port.get("appProtocol") in ("http", "kubernetes.io/ws"),
         lambda port: str(port.get("name", "")).split("-")[0] in ("http", "web"),
@@ -69,10 +67,26 @@ def http_port(service: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def tcp_ports(service: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the ports of a service that get a number on the host: TCP, and not the one that speaks http."""
     http = http_port(service)
-    ports = service["spec"].get("ports", [])
     if not service["spec"].get("selector"):
         return []
-    return [port for port in ports if port.get("protocol", "TCP") == "TCP" and port is not http]
+    return [port for port in _ports(service) if port.get("protocol", "TCP") == "TCP" and port is not http]
+
+
+def is_ours(found: Mapping[str, Any]) -> bool:
+    """Tell whether we made an object: it has our label, and the name and the owner that we gave it.
+
+    What lacks one of these is somebody's, and neither changed nor removed.
+    """
+    owner = owner_of(found)
+    return bool(owner) and _labels(found).get(MANAGED) == OURS and found["metadata"]["name"] in names_for(owner)
+
+
+def owner_of(found: Mapping[str, Any]) -> str:
+    """Return the service to which an object belongs; nothing if it belongs to none, or to more."""
+    meta = found["metadata"]
+    owners = meta.get("ownerReferences") or []
+    one = len(owners) == 1 and owners[0].get("kind") == "Service" and meta["namespace"] not in SYSTEM_NAMESPACES
+    return str(owners[0]["name"]) if one else ""
 
 
 def desired(services: Sequence[Object], ingresses: Sequence[Object]) -> list[Object]:
@@ -83,30 +97,48 @@ def desired(services: Sequence[Object], ingresses: Sequence[Object]) -> list[Obj
         ingresses: All; a host that a chart's own Ingress takes is left to it.
     """
     taken_hosts = {
-        rule.get("host")
-        for ingress in ingresses
-        if ingress["metadata"].get("labels", {}).get(MANAGED) != OURS
-        for rule in ingress["spec"].get("rules", [])
+        rule.get("host") for ingress in ingresses if not is_ours(ingress) for rule in ingress["spec"].get("rules") or []
+    }
+    taken = {
+        *(("Service", *_identity(each)) for each in services if not is_ours(each)),
+        *(("Ingress", *_identity(each)) for each in ingresses if not is_ours(each)),
     }
     numbers = given_ports(services)
     found = []
     for service in sorted(filter(is_wanted, services), key=_identity):
         port = http_port(service)
         if port and host_of(service) not in taken_hosts:
-            found.append(ingress_of(service, port))
-        ports = tcp_ports(service)
-        for each in ports:
-            key = (*_identity(service), each["port"])
-            if key not in numbers:
-                free = free_number(key, set(numbers.values()))
-                if free is None:
-                    print(f"{'/'.join(map(str, key))}: all ports of {TCP_RANGE} are taken", file=sys.stderr)
-                    continue
-                numbers[key] = free
-        held = [(each, numbers[key]) for each in ports if (key := (*_identity(service), each["port"])) in numbers]
-        if held:
-            found.append(node_port_of(service, held))
+            found += _named(ingress_of(service, port), service, taken)
+        if held := _held(service, numbers):
+            found += _named(node_port_of(service, held), service, taken)
     return found
+
+
+def _named(made: Object, service: Object, taken: set[Identity]) -> list[Object]:
+    """Return an object of ours under a name that nobody else's has; nothing if there is none."""
+    namespace, name = _identity(service)
+    free = next((each for each in names_for(name) if (made["kind"], namespace, each) not in taken), "")
+    if not free:
+        say(f"{namespace}/{name}: no {made['kind']} is made for it: {', '.join(names_for(name))} are others'")
+        return []
+    taken.add((made["kind"], namespace, free))
+    return [{**made, "metadata": {**made["metadata"], "name": free}}]
+
+
+def _held(service: Object, numbers: dict[tuple[str, str, int], int]) -> list[tuple[Mapping[str, Any], int]]:
+    """Return the ports of a service that have a number; numbers that are given now are noted."""
+    held = []
+    for port in tcp_ports(service):
+        if port.get("nodePort") in TCP_RANGE:
+            continue  # it is forwarded already
+        key = (*_identity(service), port["port"])
+        number = numbers.get(key) or free_number(key, set(numbers.values()))
+        if number is None:
+            say(f"{'/'.join(map(str, key))}: all ports from {TCP_RANGE[0]} to {TCP_RANGE[-1]} are taken")
+        else:
+            numbers[key] = number
+            held.append((port, number))
+    return held
 
 
 def given_ports(services: Sequence[Object]) -> dict[tuple[str, str, int], int]:
@@ -114,9 +146,8 @@ def given_ports(services: Sequence[Object]) -> dict[tuple[str, str, int], int]:
     given = {}
     for service in services:
         namespace, name = _identity(service)
-        if service["metadata"].get("labels", {}).get(MANAGED) == OURS:
-            name = (service["metadata"].get("ownerReferences") or [service["metadata"]])[0]["name"]
-        for port in service["spec"].get("ports", []):
+        name = owner_of(service) if is_ours(service) else name
+        for port in _ports(service):
             if port.get("nodePort") in TCP_RANGE:
                 given[namespace, name, port["port"]] = port["nodePort"]
     return given
@@ -166,56 +197,104 @@ def node_port_of(service: Object, ports: Sequence[tuple[Mapping[str, Any], int]]
     }
 
 
+def _labels(found: Mapping[str, Any]) -> Mapping[str, str]:
+    return found["metadata"].get("labels") or {}
+
+
+def _ports(service: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return service["spec"].get("ports") or []
+
+
 def _identity(service: Mapping[str, Any]) -> tuple[str, str]:
-    return service["metadata"]["namespace"], service["metadata"]["name"]
+    return service["metadata"].get("namespace", ""), service["metadata"]["name"]
 
 
 def _metadata(service: Object) -> Object:
     meta = service["metadata"]
     owner = {"apiVersion": "v1", "kind": "Service", "name": meta["name"], "uid": meta["uid"]}
     return {
-        "name": _name(meta["name"]),
+        "name": names_for(meta["name"])[0],
         "namespace": meta["namespace"],
         "labels": {MANAGED: OURS},
         "ownerReferences": [owner],
     }
 
 
-def _name(service: str) -> str:
-    """Return what our objects for a service are called: at most as long as a service's name may be."""
-    if len(service) + len(SUFFIX) > NAME_LENGTH:
-        digest = hashlib.sha256(service.encode()).hexdigest()[:8]
-        service = f"{service[: NAME_LENGTH - len(SUFFIX) - 9]}-{digest}"
-    return service + SUFFIX
+def names_for(service: str) -> tuple[str, str]:
+    """Return what our objects for a service are called: the usual name, and another where somebody has that.
+
+    Neither is longer than a service's name may be.
+    """
+    digest = hashlib.sha256(service.encode()).hexdigest()[:8]
+    other = f"{service[: NAME_LENGTH - len(SUFFIX) - 9]}-{digest}{SUFFIX}"
+    return (service + SUFFIX if len(service) + len(SUFFIX) <= NAME_LENGTH else other), other
 
 
 def reconcile(api: Api) -> list[str]:
     """Make what is desired, remove what is not any more; returns what was changed.
 
+    Only what was ours when it was looked at, and has not changed since, is changed or removed.
+
     Raises:
         Refused: The cluster refuses some of it (a namespace that is being deleted, a port that another program took in
-            the meantime); all else is done.
+            the meantime, a name that is another's by now); all else is done.
         Failure: It does not answer.
     """
+    done: list[str] = []
+    for left in reversed(range(TRIES)):
+        more, refused = _reconcile_once(api)
+        done += more
+        if not refused:
+            break
+        if not left:
+            raise Refused("\n".join(refused))
+        # `up` and the service of the system may both have done it: the next look tells.
+        time.sleep(SETTLE_SECONDS)
+    return done
+
+
+def _reconcile_once(api: Api) -> tuple[list[str], list[str]]:
+    """Return what was changed, and what was refused."""
     services, ingresses = api.items("Service"), api.items("Ingress")
-    wanted = {(each["kind"], *_identity(each)): each for each in desired(services, ingresses)}
-    ours = {
-        (each["kind"], *_identity(each)): each
-        for each in [*services, *ingresses]
-        if each["metadata"].get("labels", {}).get(MANAGED) == OURS
-    }
-    changed = [each for key, each in wanted.items() if not _same(each, ours.get(key))]
-    gone = [each for key, each in ours.items() if key not in wanted]
-    refused = []
-    for act, each in [*((api.apply, each) for each in changed), *((api.delete, each) for each in gone)]:
+    wanted = {_key(each): each for each in desired(services, ingresses)}
+    ours = {_key(each): each for each in [*services, *ingresses] if is_ours(each)}
+    steps: list[tuple[str, Callable[[], object]]] = [
+        # First: what goes sets ports free that others may get.
+        (f"removed {told(key)}", partial(api.delete, each))
+        for key, each in ours.items()
+        if key not in wanted
+    ]
+    for key, each in wanted.items():
+        if key not in ours:
+            steps.append((told(key), partial(api.create, each)))
+        elif not _same(each, ours[key]):
+            steps.append((told(key), partial(api.replace, _over(ours[key], each))))
+    done, refused = [], []
+    for text, act in steps:
         try:
-            act(each)
+            act()
+            done.append(text)
         except Refused as error:
-            refused.append(str(error))
-    if refused:
-        raise Refused("\n".join(refused))
-    return [*(f"{each['kind']} {'/'.join(_identity(each))}" for each in changed),
-            *(f"removed {each['kind']} {'/'.join(_identity(each))}" for each in gone)]  # fmt: skip
+            refused.append(f"{text}: {error}")
+    return done, refused
+
+
+def told(key: Identity) -> str:
+    """Return an object as people name it."""
+    return f"{key[0]} {key[1]}/{key[2]}"
+
+
+def _key(found: Object) -> Identity:
+    return (found["kind"], *_identity(found))
+
+
+def _over(found: Object, wanted: Object) -> Object:
+    """Return an object with what is wanted of it; what others set on it stays."""
+    meta, more = found["metadata"], wanted["metadata"]
+    merged = {**meta, **more}
+    for key in ("labels", "annotations"):
+        merged[key] = {**(meta.get(key) or {}), **(more.get(key) or {})}
+    return {**found, **wanted, "metadata": merged, "spec": {**found["spec"], **wanted["spec"]}}
 
 
 def _same(wanted: object, found: object) -> bool:
@@ -225,34 +304,3 @@ def _same(wanted: object, found: object) -> bool:
     if isinstance(wanted, list) and isinstance(found, list):
         return len(wanted) == len(found) and all(map(_same, wanted, found))
     return wanted == found
-
-
-def watch() -> None:
-    """Keep names and ports as desired, until killed: at every change of a service or an Ingress, and now and then."""
-    changed = threading.Event()
-    for kind in ("Service", "Ingress"):
-        threading.Thread(target=_watch_kind, args=(kind, changed), daemon=True).start()
-    pause = RETRY_SECONDS
-    while True:
-        changed.wait(timeout=RESYNC_SECONDS)
-        # More often come together.
-        time.sleep(SETTLE_SECONDS)
-        changed.clear()
-        try:
-            for line in reconcile(Api()):
-                print(line, flush=True)
-            pause = RETRY_SECONDS
-        except Failure as error:
-            print(f"{error}\ntrying again in {pause:.0f} s", file=sys.stderr, flush=True)
-            threading.Timer(pause, changed.set).start()
-            pause = min(2 * pause, RESYNC_SECONDS)
-
-
-def _watch_kind(kind: str, changed: threading.Event) -> None:
-    while True:
-        try:
-            for _ in Api().changes(kind):
-                changed.set()
-        except Failure:
-            # Not there before it has started; what was missed is seen when the next watch begins.
-            time.sleep(RETRY_SECONDS)

@@ -16,18 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dev_env import Failure
+from dev_env import Failure, settings
 from dev_env.api import Api
+from dev_env.bounds import read_text
 from dev_env.charts import pod_ready
+from dev_env.settings import SETTINGS
 from dev_env.tools import run
 
 CLUSTER, NODE, POD_NAMES, HOST_NAMES = "cluster", "node", "names in pods", "names on your computer"
 """The parts, in the order in which a start reaches them."""
 FURTHER = {"metrics-server": "metrics-server", "local-path-provisioner": "local-storage"}
 """Deployments of k3s that nothing waits for, and how its setting `disable` calls them."""
-SETTINGS = Path("/etc/rancher/k3s/config.yaml")
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 READY = Path("/run/dev-env/ready.json")
 WAIT_SECONDS = 2700.0
@@ -65,10 +64,10 @@ class Watch:
 
     def look(self) -> Readiness:
         """Return how far the environment is, now."""
-        settings = _settings()
+        found = settings.read(SETTINGS)
         parts = [CLUSTER, NODE]
-        parts += [] if "coredns" in settings.disabled else [POD_NAMES]
-        parts += [] if settings.disabled & {"traefik", "servicelb"} else [HOST_NAMES]
+        parts += [] if "coredns" in found.disabled else [POD_NAMES]
+        parts += [] if found.disabled & {"traefik", "servicelb"} else [HOST_NAMES]
         lacks = dict.fromkeys(parts, "waits for the cluster")
         try:
             self._api = self._api or Api()
@@ -83,38 +82,17 @@ class Watch:
             self._api = None
             return Readiness({**lacks, CLUSTER: _brief(error)})
         probes = {
-            POD_NAMES: functools.partial(_pod_names_lack, services.get("kube-dns", {}), settings.domain),
+            POD_NAMES: functools.partial(_pod_names_lack, services.get("kube-dns", {}), found.domain),
             HOST_NAMES: functools.partial(_host_names_lack, services.get("traefik", {})),
         }
         for part in lacks.keys() & probes:
             # Nothing answers before the node is there; each probe would wait its full time.
             lacks[part] = "waits for the node" if lacks[NODE] else probes[part]()
+            if lacks[part] and found.unread:
+                lacks[part] += f" ({found.unread[0]} cannot be read: it may leave this out)"
         up = {each["metadata"]["name"] for each in deployments if each.get("status", {}).get("availableReplicas")}
-        starting = [name for name, word in FURTHER.items() if name not in up and word not in settings.disabled]
+        starting = [name for name, word in FURTHER.items() if name not in up and word not in found.disabled]
         return Readiness(lacks, starting)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What the settings of k3s say about what is waited for."""
-
-    disabled: frozenset[str] = frozenset()
-    domain: str = "cluster.local"
-
-
-def _settings() -> _Settings:
-    try:
-        found = yaml.safe_load(SETTINGS.read_text()) if SETTINGS.exists() else None
-    except yaml.YAMLError as error:
-        raise Failure(f"{SETTINGS} is not YAML: {error}", "correct it, then `sudo systemctl restart k3s`") from error
-    if not isinstance(found, dict):
-        return _Settings()
-    disable = found.get("disable") or []
-    words = disable if isinstance(disable, list) else str(disable).split(",")
-    return _Settings(
-        disabled=frozenset(str(word).strip() for word in words),
-        domain=str(found.get("cluster-domain") or _Settings.domain),
-    )
 
 
 def _brief(error: Failure) -> str:
@@ -269,7 +247,7 @@ def note(reached: Mapping[str, float]) -> dict[str, Any]:
     if not READY.exists():
         READY.parent.mkdir(exist_ok=True)
         READY.write_text(json.dumps({"seconds_since_boot": round(uptime(), 1), "parts": dict(reached)}) + "\n")
-    return dict(json.loads(READY.read_text()))
+    return dict(json.loads(read_text(READY)))
 
 
 def told(seen: Readiness) -> Iterator[str]:
@@ -277,7 +255,7 @@ def told(seen: Readiness) -> Iterator[str]:
     if seen.waiting:
         yield f"not ready yet: {seen.waiting}"
     elif READY.exists():
-        yield f"ready (after {json.loads(READY.read_text())['seconds_since_boot']:.0f} s)"
+        yield f"ready (after {json.loads(read_text(READY))['seconds_since_boot']:.0f} s)"
     else:
         yield "ready"
     if seen.starting:

@@ -8,18 +8,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from dev_env import RELEASE
+from dev_env.bounds import read_text
 from dev_env.charts import installed, pod_ready
 from dev_env.names import HTTP_PORT, HTTPS_PORT, TCP_RANGE, given_ports, host_of, http_port, is_wanted, tcp_ports
+from dev_env.printable import printable, shortened
 from dev_env.ready import CLUSTER, Watch, k3s_version, told
 from dev_env.tools import ask, items, run
 
+MOST_CELL = 1000
+"""Characters of a cell: a path or a list of an image's names, and not what fills a screen."""
+
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as lines with columns one under the other."""
+    """Return rows as lines with columns one under the other; a cell is a line of bounded length."""
+    rows = [[_cell(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _cell(text: str) -> str:
+    return shortened(printable(text), MOST_CELL).replace("\n", " ")
 
 
 def services() -> list[list[str]]:
@@ -89,7 +99,7 @@ def _why(pod: dict[str, Any]) -> str:
 
 def version() -> dict[str, str]:
     """Return the image and the versions of what runs in it."""
-    facts = json.loads(RELEASE.read_text()) if RELEASE.exists() else {}
+    facts = json.loads(read_text(RELEASE)) if RELEASE.exists() else {}
     client = ask(["kubectl", "version", "--client", "--output=json"])["clientVersion"]["gitVersion"]
     return {
         "image": str(facts.get("image", "unknown")),

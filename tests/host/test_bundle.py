@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from dev_env import Failure, update
+from dev_env import Failure, journal, update
 
 from tests.tools import update_bundle
 from vmimage import PROJECT
@@ -48,6 +48,7 @@ def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(update, "DATASTORE", tmp_path / "db")
     (tmp_path / "db").mkdir()
     (tmp_path / "db" / "state.db").write_text("old")
+    monkeypatch.setattr(journal, "STATE", tmp_path / "state")
     monkeypatch.setattr(update, "_stop", lambda: None)
     monkeypatch.setattr(update, "_start", lambda *_: None)
     return folder

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dev_env import Failure, api, charts, files, names, ready, state
+from dev_env import Failure, api, charts, files, names, ready, state, tools
 from dev_env.api import Api, Refused
 from dev_env.tools import items, run
 
@@ -53,7 +53,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def environment(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in (pinned_tools(tmp_path), cluster):
         monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.setenv("KUBECONFIG", str(cluster / "k3s.yaml"))
+    monkeypatch.setattr(tools, "KUBECONFIG", cluster / "k3s.yaml")
     monkeypatch.setattr(files, "READER", SHARE / "reader")
     monkeypatch.setattr(files, "PROFILES", SHARE / "profiles")
     monkeypatch.setattr(ready, "READY", tmp_path / "run" / "ready.json")
@@ -217,10 +217,10 @@ def test_what_the_cluster_refuses_does_not_keep_others_from_their_names() -> Non
         run(["kubectl", "create", "-f", "-"], stdin=json.dumps(service))
 
     class Refusing(Api):
-        def apply(self, wanted: dict[str, Any]) -> None:
+        def create(self, wanted: dict[str, Any]) -> None:
             if wanted["kind"] == "Service" and wanted["metadata"]["name"] == "first-dev-env":
                 raise Refused("422 provided port is already allocated")
-            super().apply(wanted)
+            super().create(wanted)
 
     with pytest.raises(Refused, match="already allocated"):
         names.reconcile(Refusing())
@@ -248,6 +248,6 @@ def test_watch_that_the_cluster_refuses_is_no_change(monkeypatch: pytest.MonkeyP
 
 
 def test_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(tools, "KUBECONFIG", tmp_path / "none")
     assert ready.Watch().look().waiting == "cluster: it has not begun"
     assert state.status() == ["not ready yet: cluster: it has not begun"]

@@ -105,7 +105,7 @@ class Api(BaseHTTPRequestHandler):
             found = described(parts)
             if found is not None:
                 return self.answer(200, found)
-            return self.resource(parts, query, decoded(body) if body and self.command != "DELETE" else {})
+            return self.resource(parts, query, self.understood(body))
         except Refused as error:
             status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": str(error)}
             self.answer(error.code, {**status, "reason": error.reason, "code": error.code})
@@ -114,6 +114,12 @@ class Api(BaseHTTPRequestHandler):
             self.answer(400, {**status, "reason": "BadRequest", "code": 400})
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_any  # noqa: N815
+
+    def understood(self, body: bytes) -> Any:
+        """Return what a client sent; of options for a deletion, only those in JSON."""
+        if not body or (self.command == "DELETE" and body.startswith(protobuf.MAGIC)):
+            return {}
+        return decoded(body)
 
     def text(self, text: str) -> None:
         """Answer with plain text."""
@@ -208,7 +214,7 @@ class Api(BaseHTTPRequestHandler):
         if self.command == "POST":
             return self.create(key, query, body)
         if self.command == "DELETE":
-            return self.delete(key, query)
+            return self.delete(key, query, body)
         kind = self.headers.get("Content-Type", "").split(";")[0]
         applied = kind == "application/apply-patch+yaml"
         if applied and key not in self.cluster.objects:
@@ -272,10 +278,13 @@ class Api(BaseHTTPRequestHandler):
         settle(self.cluster, key)
         return self.cluster.get(key)
 
-    def delete(self, key: Key, query: dict[str, str]) -> None:
+    def delete(self, key: Key, query: dict[str, str], options: Object) -> None:
         """Answer delete, of one object or of all that are selected."""
         resource, namespace, name = key
         if name:
+            meta = self.cluster.get(key)["metadata"]
+            if any(meta[field] != value for field, value in options.get("preconditions", {}).items()):
+                raise Refused(409, "Conflict", f"Precondition failed: {options['preconditions']} is not that of {name}")
             gone = self.cluster.get(key) if query.get("dryRun") else self.cluster.remove(key)
             settle(self.cluster, key)
             if resource == "pods":

@@ -1,0 +1,71 @@
+"""Where the charts that run came from: helm does not note it, so a ConfigMap of ours does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dev_env import MANAGED, OURS, Failure
+from dev_env.files import TEXTS, Release
+from dev_env.tools import items, run
+
+NAME, NAMESPACE = OURS, "kube-system"
+Key = tuple[str, str]
+"""(namespace, name) of a release."""
+
+
+def key_of(release: Mapping[str, Any]) -> Key:
+    """Return the identity of one of helm's releases, as `helm list` gives it."""
+    return release["namespace"], release["name"]
+
+
+def read() -> dict[Key, Release]:
+    """Return what was noted; nothing before the first `up`.
+
+    Raises:
+        Failure: The ConfigMap of that name is not ours.
+    """
+    found = next((each for each in items("configmaps", namespace=NAMESPACE) if each["metadata"]["name"] == NAME), None)
+    if found is None:
+        return {}
+    try:
+        noted = json.loads(found["data"]["charts"])
+        releases = [_release(name, chart) for name, chart in noted.items()]
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Failure(
+            f"the ConfigMap {NAMESPACE}/{NAME} is not what `dev-env up` writes: {error!r}",
+            f"look at it: `kubectl -n {NAMESPACE} get configmap {NAME} -o yaml`; rename it if it is yours, else delete "
+            "it: only where charts came from is forgotten",
+        ) from error
+    return {(release.namespace, release.name): release for release in releases}
+
+
+def _release(name: str, chart: Mapping[str, Any]) -> Release:
+    texts = {key: chart[key] for key in TEXTS if isinstance(chart.get(key), str)}
+    # Older ones say the name only, and the namespace where it is not `default`.
+    return Release(name=name.rpartition("/")[2], **texts)
+
+
+def remember(releases: Iterable[Release]) -> None:
+    """Note where releases came from; what is noted of others stays."""
+    _write({**read(), **{(each.namespace, each.name): each for each in releases}})
+
+
+def forget(keys: Iterable[Key]) -> None:
+    """Leave out releases that are gone."""
+    known, gone = read(), set(keys)
+    if known.keys() & gone:
+        _write({key: release for key, release in known.items() if key not in gone})
+
+
+def _write(known: Mapping[Key, Release]) -> None:
+    # Without values: those that are live are helm's, and a ConfigMap has no room for all of them.
+    text = json.dumps({
+        f"{namespace}/{name}": {key: text for key in TEXTS if (text := getattr(release, key))}
+        for (namespace, name), release in known.items()
+    })  # fmt: skip
+    meta = {"name": NAME, "namespace": NAMESPACE, "labels": {MANAGED: OURS}}
+    wanted = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"charts": text}}
+    argv = ["kubectl", "apply", "--server-side", "--force-conflicts", f"--field-manager={OURS}", "-f", "-"]
+    run(argv, stdin=json.dumps(wanted))
