@@ -51,6 +51,8 @@ class Watcher:
                     self._seen = time.monotonic()
                     pause, said = RETRY_SECONDS, ""
                     self._changed.set()
+                # The cluster ended it, as it does after a time; what changes meanwhile is seen when the next begins.
+                time.sleep(SETTLE_SECONDS)
                 continue
             except Failure as error:
                 # Not there before it has started; what was missed is seen when the next watch begins.
