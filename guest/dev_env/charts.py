@@ -36,7 +36,7 @@ def up(wanted: Sequence[Release], *, seconds: float = HELM_SECONDS, force: bool 
     Raises:
         Failure: A chart could not be had, or is another's (nothing was changed), or did not become ready.
     """
-    record.read()  # if it cannot be kept, nothing is begun
+    known = record.read()  # if it cannot be kept, nothing is begun
     running, ours = installed(), installed(ours=True)
     names = {(release.namespace, release.name) for release in wanted}
     if not force:
@@ -51,12 +51,14 @@ def up(wanted: Sequence[Release], *, seconds: float = HELM_SECONDS, force: bool 
         for each in obsolete:
             if key_of(each) in first:
                 uninstall(each)
+                known = record.forget(known, key_of(each))
         for release in wanted:
             _install(release, sources[release.name], _values(release, Path(folder)), seconds)
-            record.remember([release])
+            known = record.remember(known, release)
     for each in obsolete:
         if key_of(each) not in first:
             uninstall(each)
+            known = record.forget(known, key_of(each))
 
 
 def down(names: Sequence[str]) -> list[str]:
@@ -65,11 +67,12 @@ def down(names: Sequence[str]) -> list[str]:
     Raises:
         Failure: A name is not installed, or is that of several releases.
     """
-    record.read()
+    known = record.read()
     running = installed(ours=not names)
     chosen = list({key_of(each): each for name in names for each in _named(name, running)}.values())
     for release in chosen if names else running:
         uninstall(release)
+        known = record.forget(known, key_of(release))
     return [release["name"] for release in (chosen if names else running)]
 
 

@@ -20,13 +20,13 @@ from dev_env import Failure, settings
 from dev_env.api import Api
 from dev_env.bounds import read_text
 from dev_env.charts import pod_ready
-from dev_env.settings import SETTINGS
 from dev_env.tools import run
 
 CLUSTER, NODE, POD_NAMES, HOST_NAMES = "cluster", "node", "names in pods", "names on your computer"
 """The parts, in the order in which a start reaches them."""
 FURTHER = {"metrics-server": "metrics-server", "local-path-provisioner": "local-storage"}
 """Deployments of k3s that nothing waits for, and how its setting `disable` calls them."""
+SETTINGS = settings.SETTINGS
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 READY = Path("/run/dev-env/ready.json")
 WAIT_SECONDS = 2700.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dev_env import MANAGED, OURS, Failure
@@ -47,19 +47,18 @@ def _release(name: str, chart: Mapping[str, Any]) -> Release:
     return Release(name=name.rpartition("/")[2], **texts)
 
 
-def remember(releases: Iterable[Release]) -> None:
-    """Note where releases came from; what is noted of others stays."""
-    _write({**read(), **{(each.namespace, each.name): each for each in releases}})
+def remember(known: Mapping[Key, Release], release: Release) -> dict[Key, Release]:
+    """Note where a release came from; returns all that is noted then."""
+    return _written({**known, (release.namespace, release.name): release})
 
 
-def forget(keys: Iterable[Key]) -> None:
-    """Leave out releases that are gone."""
-    known, gone = read(), set(keys)
-    if known.keys() & gone:
-        _write({key: release for key, release in known.items() if key not in gone})
+def forget(known: Mapping[Key, Release], gone: Key) -> dict[Key, Release]:
+    """Leave out a release that is gone; returns what is noted then."""
+    left = {key: release for key, release in known.items() if key != gone}
+    return _written(left) if gone in known else left
 
 
-def _write(known: Mapping[Key, Release]) -> None:
+def _written(known: dict[Key, Release]) -> dict[Key, Release]:
     # Without values: those that are live are helm's, and a ConfigMap has no room for all of them.
     text = json.dumps({
         f"{namespace}/{name}": {key: text for key in TEXTS if (text := getattr(release, key))}
@@ -69,3 +68,4 @@ def _write(known: Mapping[Key, Release]) -> None:
     wanted = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"charts": text}}
     argv = ["kubectl", "apply", "--server-side", "--force-conflicts", f"--field-manager={OURS}", "-f", "-"]
     run(argv, stdin=json.dumps(wanted))
+    return known

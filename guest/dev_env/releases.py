@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dev_env import SYSTEM_NAMESPACES, Failure, record
+from dev_env import SYSTEM_NAMESPACES, Failure
 from dev_env.bounds import CHART_BYTES, HELM_SECONDS, size
-from dev_env.record import key_of
 from dev_env.tools import ask, run
 
 LABEL = "dev-env"
@@ -35,7 +34,6 @@ def uninstall(release: Mapping[str, Any]) -> None:
     """Uninstall one of helm's releases."""
     argv = ["helm", "uninstall", release["name"], "--namespace", release["namespace"], "--wait", "--timeout=5m"]
     run(argv, shown=True, seconds=HELM_SECONDS)
-    record.forget([key_of(release)])
 
 
 def digest_of(path: Path) -> str:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import shutil
+import tarfile
+import threading
 from collections.abc import Callable
 from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from dev_env import Failure, journal, update
+from dev_env import bundle as guest_bundle
+from dev_env.bundle import fetched, order, unpacked
 
-from tests.tools import update_bundle
+from tests.tools import packed, update_bundle
 from vmimage import PROJECT
 from vmimage.commands.bundle import write_bundle
 from vmimage.plan import Plan, make_plan
@@ -69,7 +76,7 @@ def test_bundle_holds_the_pins_and_the_guest_takes_it(plan: Plan, tmp_path: Path
     digest = write_bundle(plan.__class__(**{**vars(plan), "files": pins}), files, tmp_path / "update.tar")
     assert digest == hashlib.sha256((tmp_path / "update.tar").read_bytes()).hexdigest()
     (tmp_path / "out").mkdir()
-    found = update.unpacked(tmp_path / "update.tar", tmp_path / "out")
+    found = unpacked(tmp_path / "update.tar", tmp_path / "out")
     assert {name: version for name, (_, version) in found.items()} == plan.versions
     with pytest.raises(InputError, match="exists"):
         write_bundle(plan, files, tmp_path / "update.tar")
@@ -172,8 +179,157 @@ def test_url_needs_a_digest_and_root_is_needed(targets: Path, monkeypatch: pytes
         update.update("x", "", said)
 
 
+def index(files: object) -> Callable[[Path], Path]:
+    """Return what writes a bundle with an index of some form, and a k3s."""
+
+    def write(path: Path) -> Path:
+        path.write_bytes(packed({"update.json": json.dumps({"files": files}).encode(), "k3s": program("v1.1.0")}))
+        return path
+
+    return write
+
+
+def links(*kinds: tuple[str, bytes, str]) -> Callable[[Path], Path]:
+    """Return what writes a bundle with members of other kinds: (name, type, target)."""
+
+    def write(path: Path) -> Path:
+        bundle(path, {"k3s": program("v1.1.0")})
+        with tarfile.open(path, "a") as archive:
+            for name, kind, target in kinds:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, target
+                archive.addfile(member)
+        return path
+
+    return write
+
+
+def raw(data: bytes) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+NO_VERSIONS: tuple[object, ...] = (
+    "", "99abc", "1", "v1", "v1.1", "1.1.0", "v1.1.0 ", "v1.1.0\n", "v1.1.x", 1.1, None, [], "tool", "v1.1.0+",
+    "v1.1.0-\x1b[2J", "v" + "9" * 5000 + ".1.0",
+)  # fmt: skip
+DIGEST = hashlib.sha256(program("v1.1.0")).hexdigest()
+FACTS = {"version": "v1.1.0", "sha256": DIGEST}
+
+
 @pytest.mark.parametrize(
-    ("older", "newer"), [("v1.36.4+k3s1", "v1.36.10+k3s1"), ("v1.36.4+k3s1", "v1.36.4+k3s2"), ("v3.9.0", "v4.0.0")]
+    ("make", "why"),
+    [
+        (index([]), "files: a mapping of names is needed"),
+        (index(["k3s"]), "files: a mapping of names is needed"),
+        (index("k3s"), "files: a mapping of names is needed"),
+        (index(None), "files: a mapping of names is needed"),
+        (index({"k3s": None}), "is no bundle"),
+        (index({"k3s": ["v1.1.0", DIGEST]}), "is no bundle"),
+        (index({"k3s": {"version": "v1.1.0"}}), "sha256"),
+        (index({"k3s": {**FACTS, "sha256": "0" * 63}}), "sha256: 64 hexadecimal digits"),
+        (index({"k3s": {**FACTS, "sha256": 7}}), "sha256: 64 hexadecimal digits"),
+        (index({"k3s": FACTS, "helm": FACTS}), "helm is not in it"),
+        (index({"../k3s": FACTS}), "it holds ../k3s"),
+        *((index({"k3s": {**FACTS, "version": version}}), "is no version such as")
+          for version in NO_VERSIONS),
+        (raw(packed({"update.json": b"[" * 5000})), "is no bundle"),
+        (raw(packed({"update.json": b"{}"})), "is no bundle"),
+        (raw(packed({"update.json": b"null"})), "is no bundle"),
+        (raw(packed({"update.json": b" " * 100_000})), "update.json has more than 64 KiB"),
+        (raw(packed({"k3s": b"x"})), "it has no update.json"),
+        (raw(b""), "is no bundle"),
+        (raw(bytes(10240)), "is no bundle"),
+        (raw(gzip.compress(packed({"update.json": b"{}"}))), "is no bundle"),
+        (raw(packed({f"{number}": b"" for number in range(100)})), "holds more than 16 files"),
+        (links(("helm", tarfile.SYMTYPE, "helm")), "helm in it is no file"),
+        (links(("helm", tarfile.LNKTYPE, "helm")), "helm in it is no file"),
+        (links(("helm", tarfile.SYMTYPE, "/etc/shadow")), "helm in it is no file"),
+        (links(("update.json", tarfile.SYMTYPE, "update.json")), "update.json in it is no file"),
+        (links(("k3s", tarfile.DIRTYPE, "")), "k3s in it is no file"),
+        (links(("k3s", tarfile.FIFOTYPE, "")), "k3s in it is no file"),
+    ],
+)  # fmt: skip
+def test_wrong_bundle_is_told_and_changes_nothing(
+    make: Callable[[Path], Path], why: str, targets: Path, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "update.tar")
+    with pytest.raises(Failure) as refused:
+        update.update(str(path), "", said)
+    assert why in str(refused.value)
+    assert (targets / "k3s").read_bytes() == program("v1.0.0")
+    assert not journal.workspace().exists()
+
+
+@pytest.mark.parametrize(
+    "says", ["", "exit 3", "printf '\\n\\n'", "echo v1.1.01", "echo v1.1.0-rc1", "echo 1.1.0", "kill -9 $$"]
+)
+def test_program_that_says_another_version_or_none_is_refused(says: str, targets: Path, tmp_path: Path) -> None:
+    path = bundle(tmp_path / "update.tar", {"k3s": f"#!/bin/sh\n{says}\n".encode()})
+    with pytest.raises(Failure, match=r"says another version than v1\.1\.0|failed"):
+        update.update(str(path), "", said)
+    assert (targets / "k3s").read_bytes() == program("v1.0.0")
+
+
+def test_program_here_that_says_nothing_is_replaced_only_when_asked(targets: Path, tmp_path: Path) -> None:
+    (targets / "helm").write_bytes(b"#!/bin/sh\n")
+    path = bundle(tmp_path / "update.tar", {"helm": program("v1.1.0")})
+    with pytest.raises(Failure, match="says no version") as refused:
+        update.update(str(path), "", said)
+    assert "--allow-older" in refused.value.hint
+    assert update.update(str(path), "", said, allow_older=True) == ["helm v1.1.0"]
+
+
+def test_bundle_of_a_server_has_an_end_and_a_reason(
+    targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if self.path == "/cut":
+                self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(bytes(3000))
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    monkeypatch.setattr(guest_bundle, "BUNDLE_BYTES", 2048)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(Failure, match="has more than 2 KiB") as refused:
+            update.update(f"{url}/flood", "0" * 64, said)
+        assert "--from FILE" in refused.value.hint
+        monkeypatch.undo()
+        server.shutdown()
+    for wrong in ("http://a b/", "http://[x/", "http://127.0.0.1:9/", "ftp://x/", "http://\x1b/"):
+        with pytest.raises(Failure):
+            fetched(wrong, "0" * 64, tmp_path)
+    with pytest.raises(Failure, match="64 hexadecimal digits"):
+        fetched("https://x.invalid/", "sha256:0", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("v1.36.4+k3s1", "v1.36.10+k3s1"),
+        ("v1.36.4+k3s1", "v1.36.4+k3s2"),
+        ("v1.36.4+k3s9", "v1.36.4+k3s10"),
+        ("v3.9.0", "v4.0.0"),
+        ("v1.36.3-rc1+k3s1", "v1.36.3+k3s1"),
+        ("v1.36.3+k3s1-rc1", "v1.36.3+k3s1"),
+        ("v1.36.3-rc1+k3s1", "v1.36.3-rc2+k3s1"),
+        ("v1.36.3-rc2+k3s1", "v1.36.3-rc10+k3s1"),
+        ("v1.36.2+k3s1", "v1.36.3-rc1+k3s1"),
+        ("v4.0.0-alpha.1", "v4.0.0-beta.1"),
+        ("v4.0.0-beta.2", "v4.0.0-rc.1"),
+        ("v4.0.0-rc.1", "v4.0.0"),
+    ],
 )
 def test_order_of_versions(older: str, newer: str) -> None:
-    assert update.order(older) < update.order(newer)
+    assert order(older) < order(newer)
+    assert not order(newer) < order(older)

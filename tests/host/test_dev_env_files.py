@@ -16,6 +16,10 @@ from hypothesis import strategies as st
 from tests.tools import pinned_tools
 from vmimage import PROJECT
 
+# Ten times itself, nine times over.
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + step)}: &{chr(98 + step)} [{', '.join([f'*{chr(97 + step)}'] * 10)}]\n" for step in range(9)
+) + "charts: {a: {chart: x}}\n"  # fmt: skip
 SHARE = PROJECT / "provision/files/60-environment/usr/local/share/dev-env"
 
 
@@ -96,8 +100,20 @@ def test_every_profile_is_good_and_says_what_it_is_for() -> None:
         ("charts:\n  a:\n    values: [1]\n", "mine.yaml:3: charts.a.values: a mapping is needed"),
         ("charts:\n  a:\n    digest: abc\n", "mine.yaml:3: charts.a.digest: a digest is `sha256:`"),
         ("charts:\n  a:\n    namespace: A\n", "mine.yaml:3: charts.a.namespace: a namespace has"),
+        ('charts:\n  a:\n    chart: "x\\0y"\n', "mine.yaml:3: charts.a.chart: a control character is in it"),
+        ('charts:\n  a:\n    repo: "x\\e[2J"\n', "mine.yaml:3: charts.a.repo: a control character is in it"),
+        ("charts:\n  a:\n    chart: ~no-such-user/x\n", "mine.yaml: charts.a.chart: ~no-such-user/x: "),
         ("charts: {\n", "cannot be read:"),
         ("- a\n", "cannot be read:"),
+        ("charts: {a: {chart: x}}\n---\ncharts: {b: {chart: x}}\n", "mine.yaml:2: a second document begins"),
+        ("---\n---\ncharts: {b: {chart: x}}\n", "mine.yaml:2: a second document begins"),
+        ("charts: {a: {chart: x}}\ncharts: {b: {chart: x}}\n", "mine.yaml:2: charts: this key is here twice"),
+        ("charts:\n  a: {chart: x}\n  'a': {chart: z}\n", "mine.yaml:3: a: this key is here twice"),
+        ("charts: {a: {chart: x, values: {l: [{p: 1, p: 2}]}}}\n", "mine.yaml:1: p: this key is here twice"),
+        (f"charts: {{a: {{chart: x, values: {'{a: ' * 150}1{'}' * 150}}}}}\n", "nested more than 100 deep"),
+        (f"charts: {{a: {{chart: x, values: {'{a: ' * 1500}1{'}' * 1500}}}}}\n", "nested more than"),
+        (f"charts: {{a: {{chart: x, values: {'[' * 1500}{']' * 1500}}}}}\n", "nested more than"),
+        (BOMB, "cannot be read:"),
     ],
 )
 def test_wrong_file_is_refused_with_line_and_key(text: str, said: str, tmp_path: Path) -> None:
@@ -107,6 +123,64 @@ def test_wrong_file_is_refused_with_line_and_key(text: str, said: str, tmp_path:
         files.read(path)
     assert said in str(refused.value)
     assert refused.value.hint
+
+
+@pytest.mark.usefixtures("helm")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# a template that came out empty\n",
+        "---\n",
+        "null\n",
+        "{}\n",
+        "charts:\n",
+        "charts: null\n",
+        "charts: ~\n",
+        "charts: []\n",
+        "charts: false\n",
+        "charts: 0\n",
+        "charts: ''\n",
+        "description: nothing\n",
+        "- a\n",
+        "text\n",
+        "charts: {shop: null}\n",
+        "charts: {shop: null, db: ~}\n",
+    ],
+)
+def test_file_that_names_no_chart_is_refused_and_down_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(Failure) as refused:
+        merged([files.read(path)])
+    assert "dev-env down" in f"{refused.value}{refused.value.hint}"
+
+
+@pytest.mark.usefixtures("helm")
+def test_no_chart_is_wanted_when_it_is_written_by_hand_and_not_by_a_second_file(tmp_path: Path) -> None:
+    (tmp_path / "none.yaml").write_text("charts: {}\n")
+    (tmp_path / "one.yaml").write_text("charts: {shop: {chart: ./shop}}\n")
+    (tmp_path / "left.yaml").write_text("charts: {shop: null}\n")
+    none, one, left = (files.read(tmp_path / f"{name}.yaml") for name in ("none", "one", "left"))
+    assert merged([none]) == []
+    assert [release.name for release in merged([none, one])] == ["shop"]
+    with pytest.raises(Failure, match="every chart is left out: shop") as refused:
+        merged([one, left])
+    assert "dev-env down" in refused.value.hint
+
+
+def test_file_that_is_no_text_or_too_large_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"charts: \xff\n")
+    with pytest.raises(Failure, match="no text in UTF-8"):
+        files.read(path)
+    path.write_bytes(b"#" * (1 << 20) + b"\n")
+    with pytest.raises(Failure, match="has more than 1 MiB"):
+        files.read(path)
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("a\0b", "~nobody/x.yaml", str(tmp_path), str(tmp_path / "loop")):
+        with pytest.raises(Failure, match="there is no file"):
+            find(name)
 
 
 def test_unknown_profile_is_named_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:

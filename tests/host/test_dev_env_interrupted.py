@@ -1,4 +1,4 @@
-"""An update of the guest that is cut off: killed at every step, it leaves the old or the new, and the next run knows which.
+"""An update of the guest that is cut off: killed at every step, it leaves the old or the new, and it is known which.
 
 A step is an operation on a file, as Python's audit events tell them; the process dies before it is done.
 """
@@ -172,7 +172,12 @@ def test_mending_that_is_killed_is_done_again(machine: Machine, monkeypatch: pyt
 def test_what_is_killed_twice_is_still_the_old(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second try may not take the first one's new files for old ones."""
     old = machine.state()
-    monkeypatch.setattr(update, "wait", lambda *_: (machine.k3s_writes(), os.kill(os.getpid(), signal.SIGKILL)))
+
+    def die(*_: object) -> None:
+        machine.k3s_writes()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(update, "wait", die)
     assert killed_at(-1, machine.replace, machine.root)
     assert machine.places["k3s"].read_text() == NEW
 
@@ -195,15 +200,13 @@ def test_backup_without_a_journal_is_never_overwritten(machine: Machine) -> None
     assert str(backup) in refused.value.hint
 
 
-def test_backups_are_on_the_disk_before_anything_is_replaced(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backups_are_on_the_disk_before_anything_is_replaced(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     seen: dict[str, list[str]] = {}
     fsync, write = os.fsync, durable.write
 
     def noted(handle: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{handle}").removeprefix(f"{machine.root}/"))
+        synced.append(str(Path(f"/proc/self/fd/{handle}").readlink()).removeprefix(f"{machine.root}/"))
         fsync(handle)
 
     def writes(path: Path, text: str) -> None:
@@ -248,7 +251,13 @@ def test_update_without_its_terminal_goes_on_or_back_and_is_mended_by_who_waits(
     """A second process waits for the lock, as a service of the system does, and mends when the first is killed."""
     old = machine.state()
     (tmp_path / "waits").touch()
-    monkeypatch.setattr(update, "wait", lambda *_: (machine.k3s_writes(), (tmp_path / "waits").unlink(), time.sleep(60)))
+
+    def waits(*_: object) -> None:
+        machine.k3s_writes()
+        (tmp_path / "waits").unlink()
+        time.sleep(60)
+
+    monkeypatch.setattr(update, "wait", waits)
     first = os.fork()
     if not first:
         machine.replace()
@@ -292,7 +301,7 @@ def test_disk_that_lets_nothing_be_put_back_keeps_the_backups(
         raise Failure("the cluster is not ready")
 
     monkeypatch.setattr(update, "wait", fails)
-    with pytest.raises(Failure, match="cannot be put back.*Input/output error") as refused:
+    with pytest.raises(Failure, match=r"cannot be put back.*Input/output error") as refused:
         machine.replace()
     assert "sudo dev-env recover" in refused.value.hint
     monkeypatch.undo()

@@ -150,7 +150,7 @@ class Cluster:
         if there and there["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
             raise Refused("409 the object has been modified")
 
-    def items(self, kind: str, namespace: str = "") -> list[dict[str, Any]]:
+    def items(self, kind: str, _namespace: str = "") -> list[dict[str, Any]]:
         return [each for key, each in self.objects.items() if key[0] == kind]
 
     def create(self, wanted: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ def test_places_of_helm_stay_and_proxies_lead_to_repositories_only(
 ) -> None:
     (tmp_path / "k3s.yaml").write_text("clusters:\n  - cluster: {server: 'https://192.0.2.7:6443'}\n")
     monkeypatch.setattr(tools, "KUBECONFIG", tmp_path / "k3s.yaml")
-    proxies = {name: "http://proxy.example:3128" for name in ("HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")}
+    proxies = dict.fromkeys(("HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"), "http://proxy.example:3128")
     shell = {**proxies, "no_proxy": "intern.example", "HELM_REGISTRY_CONFIG": "/r.json"}
     helm = environment(shell)
     assert helm["HELM_REGISTRY_CONFIG"] == "/r.json"
@@ -116,7 +116,7 @@ def test_watch_goes_on_after_what_nobody_foresaw_and_says_it_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Broken:
-        def changes(self, kind: str) -> Iterator[None]:
+        def changes(self, _kind: str) -> Iterator[None]:
             yield
             raise KeyError("metadata\x1b[2J")
 
