@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
+import traceback
 from contextlib import suppress
 from typing import TextIO
 
@@ -43,7 +44,8 @@ def say_again(text: str) -> None:
 
 
 def prepare() -> None:
-    """Let no character that a terminal's encoding lacks be an error."""
+    """Let no character that a terminal's encoding lacks be an error, and an error of this program be shown safely."""
+    sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -23,10 +23,12 @@ def exported(folder: Path | None) -> tuple[str, list[str]]:
     Args:
         folder: Where charts that are directories or archives of this machine are packed to; nowhere when None.
     """
-    recorded = record.read()
     charts: dict[str, Any] = {}
     packed: dict[str, dict[str, str]] = {}
     notes: list[str] = []
+    ours = {key_of(each) for each in installed(ours=True)}
+    # What somebody installed in the place of ours has another source than what is noted.
+    recorded = {key: release for key, release in record.read().items() if key in ours}
     running = sorted(installed(), key=lambda each: (key_of(each) not in recorded, key_of(each)))
     taken = {release["name"] for release in running}
     for release in running:
@@ -45,7 +47,7 @@ def exported(folder: Path | None) -> tuple[str, list[str]]:
         if folder and known.is_local and not in_image and Path(known.chart).exists():
             packed[known.chart] = packed.get(known.chart) or _packed(key, known, folder, charts)
             source |= packed[known.chart]
-        elif known.is_local and not in_image:
+        elif known.is_local and not in_image and (namespace, name) in recorded:
             notes.append(
                 f"{key}: its chart {known.chart} is on this machine only; `--output FILE` packs it beside FILE"
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dev_env import PROFILES, READER, Failure
+from dev_env import PROFILES, READER, SYSTEM_NAMESPACES, Failure
 from dev_env.bounds import VALUES_BYTES, VALUES_DEPTH, read_text
 from dev_env.tools import run
 from dev_env.yaml_text import faults, too_deep
@@ -194,5 +194,11 @@ def _chart_problems(where: tuple[str, ...], chart: Mapping[str, Any]) -> Iterato
             yield (*where, key), "a mapping is needed"
         elif key == "digest" and value and not DIGEST.fullmatch(value):
             yield (*where, key), "a digest is `sha256:` and 64 hexadecimal digits"
-        elif key == "namespace" and value and not NAME.fullmatch(value):
-            yield (*where, key), "a namespace has small letters, digits and dashes"
+        elif key == "namespace" and (problem := _namespace_problem(value or "default")):
+            yield (*where, key), problem
+
+
+def _namespace_problem(name: str) -> str:
+    if name in SYSTEM_NAMESPACES:
+        return "this namespace is the system's; choose another"
+    return "" if NAME.fullmatch(name) else "a namespace has small letters, digits and dashes"

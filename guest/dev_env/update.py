@@ -49,7 +49,7 @@ def update(
         Failure: The bundle is not what it should be (nothing was changed), or the cluster did not come up with it
             (all is as before).
     """
-    _require_root()
+    _require_root("update …")
     with journal.locked(), interrupted_by_signals():
         recover_locked(report)
         folder = journal.workspace()
@@ -79,7 +79,7 @@ def recover(report: Report, *, starting: bool = False, waiting: bool = False) ->
     Raises:
         Failure: It cannot be mended, or an update is running.
     """
-    _require_root()
+    _require_root("recover")
     try:
         with journal.locked(wait=waiting):
             report(recover_locked(report, starting=starting) or "no update was cut off")
@@ -123,9 +123,9 @@ def _put_right(left: journal.Journal) -> None:
         ) from error
 
 
-def _require_root() -> None:
+def _require_root(command: str) -> None:
     if os.geteuid():
-        raise Failure("only root may replace these programs", "`sudo dev-env update …`")
+        raise Failure("only root may replace these programs", f"`sudo dev-env {command}`")
 
 
 def _require_version(name: str, path: Path, version: str) -> None:
@@ -193,7 +193,7 @@ def _undo(error: BaseException, report: Report) -> None:
             return
         report("it did not work; putting the old ones back")
         why = str(error) or "it was interrupted"
-        if left.restart:
+        if left.restart and left.stage == journal.REPLACING:
             _stop()
         _put_right(left)
         if left.restart:

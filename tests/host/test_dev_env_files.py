@@ -103,6 +103,7 @@ def test_every_profile_is_good_and_says_what_it_is_for() -> None:
         ('charts:\n  a:\n    chart: "x\\0y"\n', "mine.yaml:3: charts.a.chart: a control character is in it"),
         ('charts:\n  a:\n    repo: "x\\e[2J"\n', "mine.yaml:3: charts.a.repo: a control character is in it"),
         ("charts:\n  a:\n    chart: ~no-such-user/x\n", "mine.yaml: charts.a.chart: ~no-such-user/x: "),
+        ("charts:\n  traefik: {chart: x, namespace: kube-system}\n", "charts.traefik.namespace: this namespace is the"),
         ("charts: {\n", "cannot be read:"),
         ("- a\n", "cannot be read:"),
         ("charts: {a: {chart: x}}\n---\ncharts: {b: {chart: x}}\n", "mine.yaml:2: a second document begins"),

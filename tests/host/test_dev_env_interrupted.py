@@ -278,6 +278,20 @@ def test_update_without_its_terminal_goes_on_or_back_and_is_mended_by_who_waits(
     assert machine.state() == old
 
 
+def test_k3s_that_does_not_stop_changes_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = machine.state()
+    stops: list[int] = []
+
+    def stop() -> None:
+        stops.append(1)
+        raise Failure("systemctl stop k3s … did not end within 120 s")
+
+    monkeypatch.setattr(update, "_stop", stop)
+    with pytest.raises(Failure, match="all is as it was before: systemctl stop k3s"):
+        machine.replace()
+    assert (machine.state(), stops) == (old, [1])
+
+
 def test_nothing_to_mend_and_a_journal_that_is_none(machine: Machine) -> None:
     old = machine.state()
     mend()

@@ -54,6 +54,14 @@ def test_versions_are_those_of_the_pins(host: Host, context: Context) -> None:
     assert [pin for pin in ("k3s", "kubectl", "helm") if context.version(pin) not in said] == []
 
 
+def test_update_that_was_cut_off_is_mended_before_k3s_starts_and_when_it_is_killed(root: Host) -> None:
+    assert "dev-env-recover.service" in root.check_output("systemctl show -p Requires --value k3s").split()
+    assert "dev-env-recover.service" in root.check_output("systemctl show -p After --value k3s").split()
+    assert root.check_output("systemctl is-active dev-env-recover-killed.path") == "active"
+    assert root.run("test -e /var/lib/dev-env/update.json").rc == 1
+    assert "no update was cut off" in root.check_output("dev-env recover 2>&1")
+
+
 def test_dev_may_read_what_hints_point_to(host: Host) -> None:
     assert "k3s.service" in host.check_output("journalctl --quiet -b -u k3s -o json -n 1")
 

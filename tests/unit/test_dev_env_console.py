@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import io
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -61,6 +62,18 @@ def test_failure_of_a_command_is_shown_the_same_way(
     monkeypatch.setattr(state, "services", lambda: (_ for _ in ()).throw(OSError(HOSTILE)))
     assert cli.main(["services"]) == 1
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_error_of_this_program_is_shown_the_same_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.excepthook", sys.__excepthook__)
+    console.prepare()
+    sys.excepthook(KeyError, KeyError(HOSTILE), None)
+    sys.excepthook(ValueError, ValueError(HOSTILE), None)
+    err = capsys.readouterr().err
+    assert "ValueError: " in err
+    assert "\x1b" not in err
 
 
 def test_output_has_an_end(capsys: pytest.CaptureFixture[str]) -> None:
