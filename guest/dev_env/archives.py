@@ -6,6 +6,7 @@ import json
 import lzma
 import subprocess
 import tarfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dev_env import Failure, durable
-from dev_env.bounds import ARCHIVE_MEMBERS, MANIFEST_BYTES, read_text, size
+from dev_env.bounds import ARCHIVE_MEMBERS, ARCHIVE_SECONDS, MANIFEST_BYTES, read_text, size
 from dev_env.tools import started
 
 FOLDER = Path("/var/lib/rancher/k3s/agent/images")
@@ -35,9 +36,10 @@ def names_in(archive: Path) -> list[str]:
     """
     try:
         with _unpacked(archive) as stream, tarfile.open(fileobj=stream, mode="r|*") as members:
+            end = time.monotonic() + ARCHIVE_SECONDS
             for number, member in enumerate(members):
-                if number >= ARCHIVE_MEMBERS:
-                    raise ValueError(f"it holds more than {ARCHIVE_MEMBERS} files")
+                if number >= ARCHIVE_MEMBERS or time.monotonic() > end:
+                    raise ValueError(f"no manifest.json in {ARCHIVE_MEMBERS} files or {ARCHIVE_SECONDS:.0f} s")
                 is_manifest = member.isreg() and member.name.removeprefix("./") == "manifest.json"
                 text = members.extractfile(member) if is_manifest else None
                 if text and member.size > MANIFEST_BYTES:

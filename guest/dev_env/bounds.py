@@ -47,6 +47,8 @@ CHART_BYTES = 256 * MIB
 
 MANIFEST_BYTES = 1 * MIB
 """The table of contents of an archive of images."""
+ARCHIVE_SECONDS = 3600.0
+"""To find the table of contents of an archive of images: docker writes it last, after many GiB."""
 ARCHIVE_MEMBERS = 100_000
 """Files in an archive of images before its table of contents."""
 

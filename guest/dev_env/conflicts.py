@@ -45,20 +45,24 @@ def made_by(release: Mapping[str, Any]) -> frozenset[Identity]:
 def objects_in(text: str, namespace: str) -> Iterator[Identity]:
     """Yield the identities of the objects in a manifest of several documents."""
     for document in yaml.load_all(text, Loader=LOADER):
-        yield from _identities(document, namespace)
+        several = isinstance(document, dict) and document.get("kind") == "List" and document.get("items")
+        for each in several if isinstance(several, list) else [document]:
+            if found := _identity(each, namespace):
+                yield found
 
 
-def _identities(document: object, namespace: str) -> Iterator[Identity]:
-    if not isinstance(document, dict):
-        return
-    kind, meta = str(document.get("kind", "")), document.get("metadata")
-    inner = document.get("items")
-    if kind == "List" and isinstance(inner, list):
-        for each in inner:
-            yield from _identities(each, namespace)
-    elif isinstance(meta, dict) and meta.get("name"):
-        where = "" if kind in CLUSTER_WIDE else str(meta.get("namespace") or namespace)
-        yield kind, where, str(meta["name"])
+def _identity(document: object, namespace: str) -> Identity | None:
+    """Return the identity of an object; none of what is no object.
+
+    Its parts are texts: what else stands there may be in itself, and have no end.
+    """
+    meta = document.get("metadata") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not isinstance(meta, dict):
+        return None
+    kind, name, where = document.get("kind"), meta.get("name"), meta.get("namespace") or namespace
+    if not all(isinstance(each, str) and each for each in (kind, name, where)):
+        return None
+    return str(kind), "" if kind in CLUSTER_WIDE else str(where), str(name)
 
 
 def told(objects: Iterable[Identity]) -> str:

@@ -52,7 +52,8 @@ def read(config: Path = SETTINGS) -> Settings:
         if "disable" in found:
             disabled = tuple(_words(found["disable"]))
         disabled += tuple(_words(found.get("disable+")))
-        domain = str(found.get("cluster-domain") or domain)
+        named = found.get("cluster-domain")
+        domain = named if named and isinstance(named, str) else domain
     return Settings(frozenset(disabled), domain, tuple(unread))
 
 
@@ -77,5 +78,7 @@ def _mapping(path: Path) -> Mapping[str, Any]:
 
 def _words(value: object) -> Iterator[str]:
     """Yield the words of a setting that is a list, or a text with commas, or a list of such texts."""
-    for each in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
-        yield from (word for part in str(each).split(",") if (word := part.strip()))
+    for each in value if isinstance(value, list) else [value]:
+        # Nothing else: a mapping or a list that is in itself many times over has no end as a text.
+        if isinstance(each, str):
+            yield from (word for part in each.split(",") if (word := part.strip()))

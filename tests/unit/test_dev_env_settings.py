@@ -10,6 +10,9 @@ import pytest
 from dev_env import Failure, settings, tools, watching
 from dev_env.tools import environment
 
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"b{step}: &{chr(98 + step)} [{', '.join([f'*{chr(97 + step)}'] * 10)}]\n" for step in range(25)
+)
 KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
 
 
@@ -35,6 +38,8 @@ KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
         ({"config.yaml": "disable:\n"}, set()),
         ({"config.yaml": "disable: {traefik: true}\n"}, set()),
         ({"config.yaml": "- disable\n"}, set()),
+        # Nested in itself many times over: as a text it would have no end.
+        ({"config.yaml": BOMB + "disable: [*z, traefik, 1]\ncluster-domain: *z\n"}, {"traefik"}),
         ({"config.yaml": ""}, set()),
         ({}, set()),
     ],
