@@ -37,7 +37,8 @@ def up(wanted: Sequence[Release], *, seconds: float = HELM_SECONDS, force: bool 
         Failure: A chart could not be had, or is another's (nothing was changed), or did not become ready.
     """
     known = record.read()  # if it cannot be kept, nothing is begun
-    running, ours = installed(), installed(ours=True)
+    running = installed()
+    ours = installed(ours=True) if running else []
     names = {(release.namespace, release.name) for release in wanted}
     if not force:
         _require_ours(names, running, {key_of(each) for each in ours})

@@ -26,10 +26,11 @@ def exported(folder: Path | None) -> tuple[str, list[str]]:
     charts: dict[str, Any] = {}
     packed: dict[str, dict[str, str]] = {}
     notes: list[str] = []
-    ours = {key_of(each) for each in installed(ours=True)}
+    everything = installed()
+    ours = {key_of(each) for each in installed(ours=True)} if everything else set()
     # What somebody installed in the place of ours has another source than what is noted.
     recorded = {key: release for key, release in record.read().items() if key in ours}
-    running = sorted(installed(), key=lambda each: (key_of(each) not in recorded, key_of(each)))
+    running = sorted(everything, key=lambda each: (key_of(each) not in recorded, key_of(each)))
     taken = {release["name"] for release in running}
     for release in running:
         name, namespace = release["name"], release["namespace"]

@@ -232,25 +232,27 @@ def _start(report: Report, seconds: float) -> None:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let a hangup of the terminal and a request to end be what Ctrl-C is."""
+    """Let a hangup of the terminal and a request to end be what Ctrl-C is; but not what `nohup` keeps away."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
         raise KeyboardInterrupt(f"it was interrupted ({signal.Signals(number).name})")
 
-    with _handled(interrupt):
+    with _handled(interrupt, *(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)):
         yield
 
 
 @contextmanager
 def not_interrupted() -> Iterator[None]:
     """Let nothing but SIGKILL and a power-off interrupt what puts things right."""
-    with _handled(signal.SIG_IGN):
+    with _handled(signal.SIG_IGN, *SIGNALS):
         yield
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+def _handled(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, *numbers: signal.Signals
+) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -245,6 +245,17 @@ def test_signal_puts_the_old_ones_back(
     assert signal.getsignal(number) == before
 
 
+def test_hangup_that_nohup_keeps_away_interrupts_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "wait", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        machine.replace()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert machine.places["k3s"].read_text() == NEW
+
+
 def test_update_without_its_terminal_goes_on_or_back_and_is_mended_by_who_waits(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
