@@ -72,6 +72,10 @@ WRONG: dict[str, tuple[Callable[[Members], Members], str]] = {
     "no Vagrantfile": (without("Vagrantfile"), "Vagrantfile is missing"),
     "other provider": (with_member("metadata.json", metadata("hyperv")), "does not say that the provider is"),
     "no JSON": (with_member("metadata.json", b"{"), "metadata.json is not JSON"),
+    "JSON that is very deep": (with_member("metadata.json", b"[" * 200_000), "metadata.json is not JSON"),
+    "no UTF-8": (with_member("metadata.json", b'{"provider": "\xff"}'), "metadata.json is not JSON"),
+    "much JSON": (with_member("metadata.json", b" " * (1 << 20) + b"{}"), "too many for a text"),
+    "two Vagrantfiles": (lambda members: [*members, ("Vagrantfile", b"x")], "Vagrantfile stands in it twice"),
     "a list": (with_member("metadata.json", b"[]"), "does not say that the provider is"),
     "one more member": (lambda members: [*members, ("extra", b"x")], r"extra"),
     "path": (lambda members: [(f"./{name}", data) for name, data in members], "is not a plain file at the top"),
@@ -93,3 +97,14 @@ def test_image_that_is_not_as_described_is_refused(good: Members, tmp_path: Path
         check_libvirt_box(packed(tmp_path / "bad.box", larger(good)))
     with pytest.raises(ValueError, match="it is no qcow2"):
         check_libvirt_box(packed(tmp_path / "bad.box", with_member("box.img", b"x" * 600)(good)))
+    for size in (0, 3, 4, 31):
+        cut = with_member("box.img", dict(good)["box.img"][:size])
+        with pytest.raises(ValueError, match="it is no qcow2"):
+            check_libvirt_box(packed(tmp_path / "bad.box", cut(good)))
+
+
+@pytest.mark.parametrize("provider", ["virtualbox"], indirect=True)
+def test_descriptor_has_the_name_that_vagrant_looks_for(good: Members, tmp_path: Path) -> None:
+    other = [(name.replace("box.", "other."), data.replace(b"box.", b"other.")) for name, data in good]
+    with pytest.raises(ValueError, match=r"its first member is not the box\.ovf"):
+        check_virtualbox_box(packed(tmp_path / "bad.box", other))

@@ -135,6 +135,15 @@ WRONG: dict[str, tuple[Callable[[Members], Members], str]] = {
     ),
     "not XML": (lambda m: signed(changed(m, ".ovf", lambda d: b"<Envelope>")), "its descriptor is not XML"),
     "no VMDK": (lambda m: signed(changed(m, ".vmdk", lambda d: b"x" * len(d))), "is no VMDK"),
+    "an ordinary second descriptor": (lambda m: signed([*m, ("other.ovf", m[0][1])]), "names only box.vmdk"),
+    "a certificate": (lambda m: [*m, ("box.cert", b"x")], "lists"),
+    "listed twice": (lambda m: changed(m, ".mf", lambda d: d + d.splitlines(keepends=True)[1]), "lists box.vmdk twice"),
+    "a line that others see as two": (
+        lambda m: changed(m, ".mf", lambda d: d.replace(b"\n", b"\x1c")),
+        "has a line that is no SHA-256",
+    ),
+    "an empty line": (lambda m: changed(m, ".mf", lambda d: d + b"\n"), "has a line that is no SHA-256"),
+    "lines of Windows": (lambda m: changed(m, ".mf", lambda d: d.replace(b"\n", b"\r\n")), "no SHA-256"),
     "path": (lambda m: [(f"./{name}", data) for name, data in m], "is not a plain file at the top"),
 }
 
@@ -144,6 +153,83 @@ def test_broken_archive_is_refused_with_the_reason(case: str, good: Members, tmp
     change, why = WRONG[case]
     with pytest.raises(ValueError, match=re.escape(why)):
         check_ova(packed(tmp_path / "bad.ova", change(good)))
+
+
+def descriptor(change: Callable[[bytes], bytes]) -> Callable[[Members], Members]:
+    def changed_once(old: bytes) -> bytes:
+        new = change(old)
+        assert new != old
+        return new
+
+    return lambda members: signed(changed(members, ".ovf", changed_once))
+
+
+DESCRIPTORS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "UTF-16": (lambda d: d.decode().encode("utf-16"), "is not UTF-8"),
+    "UTF-16 without a mark": (lambda d: d.decode().encode("utf-16-le"), "not in UTF-8"),
+    "Latin-1 by its own word": (lambda d: d.replace(b'"UTF-8"', b'"ISO-8859-1"'), "not in UTF-8"),
+    "an unknown encoding": (lambda d: d.replace(b'"UTF-8"', b"'x-none'"), "not in UTF-8"),
+    "no UTF-8": (lambda d: d.replace(b"R&amp;D", b"\xff"), "is not UTF-8"),
+    "a document type": (lambda d: d.replace(b"<Envelope", b"<!DOCTYPE x><Envelope", 1), "a document type"),
+    "an entity": (
+        lambda d: d.replace(b"<Envelope", b'<!DOCTYPE x [<!ENTITY e "x">]><Envelope', 1).replace(b"R&amp;D", b"&e;"),
+        "a document type",
+    ),
+    "very deep": (lambda d: d.replace(b"<References>", b"<a>" * 5000 + b"<References>"), "levels deep"),
+    "OVF 2": (lambda d: d.replace(b"ovf/envelope/1", b"ovf/envelope/2"), "not an OVF 1 envelope"),
+    "another root": (lambda d: b"<Other>" + d.partition(b"?>")[2] + b"</Other>", "not an OVF 1 envelope"),
+    "a unit": (lambda d: d.replace(b'Units="byte"', b'Units="byte * 2^9"'), "is a disk of 67108864 bytes"),
+    "an unknown unit": (lambda d: d.replace(b'Units="byte"', b'Units="MegaBytes"'), "unit of the disk's capacity"),
+    "an absurd unit": (lambda d: d.replace(b'Units="byte"', b'Units="byte * 2^99"'), "unit of the disk's capacity"),
+    "digits of others": (
+        lambda d: d.replace(b'"67108864"', '"\u0666\u0667\u0661\u0660\u0668\u0668\u0666\u0664"'.encode()),
+        "is no number",
+    ),
+    "a number with a bar": (lambda d: d.replace(b'"67108864"', b'"67_108_864"'), "is no number"),
+    "a number with a sign": (lambda d: d.replace(b'"67108864"', b'"+67108864"'), "is no number"),
+    "a number with a space": (lambda d: d.replace(b'"67108864"', b'" 67108864"'), "is no number"),
+    "a very long number": (lambda d: d.replace(b'"67108864"', b'"' + b"0" * 5000 + b'67108864"'), "is no number"),
+    "a compressed file": (lambda d: d.replace(b" ovf:href", b' ovf:compression="gzip" ovf:href'), "compression"),
+    "a file in pieces": (lambda d: d.replace(b" ovf:href", b' ovf:chunkSize="5" ovf:href'), "chunkSize"),
+    "a second name": (lambda d: d.replace(b" ovf:href", b' href="other.vmdk" ovf:href'), "an attribute href"),
+    "a parent": (lambda d: d.replace(b" ovf:capacity=", b' ovf:parentRef="p" ovf:capacity='), "parentRef"),
+    "two files": (lambda d: d.replace(b"<References>", b'<References><File ovf:href="x"/>'), "has 2 elements File"),
+    "a file of another kind": (
+        lambda d: d.replace(b"<References>", b'<References><File xmlns="" href="x"/>'),
+        "has 2 elements File",
+    ),
+    "two disks": (lambda d: d.replace(b"<DiskSection>", b"<DiskSection><Disk/>"), "has 2 elements Disk"),
+    "a disk elsewhere": (
+        lambda d: d.replace(b"<DiskSection>", b"<Section>").replace(b"</DiskSection>", b"</Section>"),
+        "instead of one in DiskSection",
+    ),
+    "a disk from nowhere": (lambda d: d.replace(b'fileRef="disk-file"', b'fileRef="other"'), "in another file"),
+    "another format": (lambda d: d.replace(b"#streamOptimized", b"#sparse"), "has the format"),
+    "another disk for the machine": (lambda d: d.replace(b"ovf:/disk/disk", b"ovf:/file/disk-file"), "another disk"),
+    "a name outside": (lambda d: d.replace(b'"box.vmdk"', b'"../box.vmdk"'), "the disk ../box.vmdk is missing"),
+    "no capacity": (lambda d: re.sub(rb'ovf:capacity="\d+"', b"", d), "lacks the capacity"),
+    "nothing": (lambda d: b"", "is not XML"),
+}
+
+
+@pytest.mark.parametrize("case", DESCRIPTORS)
+def test_descriptor_that_is_read_in_several_ways_is_refused(case: str, good: Members, tmp_path: Path) -> None:
+    change, why = DESCRIPTORS[case]
+    with pytest.raises(ValueError, match=re.escape(why)):
+        check_ova(packed(tmp_path / "bad.ova", descriptor(change)(good)))
+
+
+def test_units_and_marks_that_mean_the_same_are_taken(good: Members, tmp_path: Path) -> None:
+    for change in (
+        lambda d: d.replace(
+            b'"67108864" ovf:capacityAllocationUnits="byte"', b'"64" ovf:capacityAllocationUnits="byte * 2^20"'
+        ),
+        lambda d: d.replace(b' ovf:capacityAllocationUnits="byte"', b""),
+        lambda d: b"\xef\xbb\xbf" + d,
+        lambda d: d.partition(b"?>")[2].lstrip(),
+        lambda d: d.replace(b"ovf:/disk/disk", b"/disk/disk"),
+    ):
+        check_ova(packed(tmp_path / "other.ova", descriptor(change)(good)))
 
 
 def test_pax_and_gzip_are_refused(good: Members, tmp_path: Path) -> None:
@@ -171,4 +257,4 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_contents_say_where_the_disk_lies(good: Members, tmp_path: Path) -> None:
     contents = check_ova(tmp_path / "good.ova")
     data = (tmp_path / "good.ova").read_bytes()[contents.offset :][: contents.size]
-    assert (contents.disk_name, data) == good[1]
+    assert (contents.name, data) == good[1]

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.formats.archive import opened_archive, read_text
+from vmimage.formats.archive import Archive
 from vmimage.formats.format import Appliance
 from vmimage.util.render import render
 
@@ -33,20 +32,19 @@ def metadata(provider: str, **more: object) -> bytes:
     return (json.dumps({"provider": provider, "architecture": "amd64", **more}) + "\n").encode()
 
 
-def check_metadata(path: Path, provider: str) -> Mapping[str, object]:
+def check_metadata(archive: Archive, provider: str) -> Mapping[str, object]:
     """Read and check metadata.json of a box.
 
     Raises:
         ValueError: With the reason why the box is refused.
     """
-    with opened_archive(path) as (archive, members):
-        for name in (METADATA, VAGRANTFILE):
-            if name not in members:
-                raise ValueError(f"{name} is missing")
-        try:
-            facts = json.loads(read_text(archive, members[METADATA]))
-        except ValueError as error:
-            raise ValueError(f"{METADATA} is not JSON: {error}") from error
+    for name in (METADATA, VAGRANTFILE):
+        if name not in archive.members:
+            raise ValueError(f"{name} is missing")
+    try:
+        facts = json.loads(archive.text(METADATA).decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{METADATA} is not JSON: {error}") from error
     if not isinstance(facts, dict) or facts.get("provider") != provider:
         raise ValueError(f"{METADATA} does not say that the provider is {provider}")
     return facts

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from vmimage.formats.archive import BLOCK, append, finish, member, opened_archive, read_head
+from vmimage.formats.archive import BLOCK, Member, append, finish, member, opened_archive
 from vmimage.formats.box import METADATA, VAGRANTFILE, check_metadata, metadata, vagrantfile
-from vmimage.formats.format import Appliance, Format, Opened
+from vmimage.formats.format import Appliance, Format, Opened, checked
 from vmimage.formats.qcow2 import Qcow2Options, virtual_size, write_qcow2
-from vmimage.formats.unpacked import Contents, unpacked
 
 IMAGE = "box.img"
 
@@ -37,21 +36,27 @@ def write_libvirt_box(disk: Path, to: Path, vagrant: bytes, compression: str) ->
     image.unlink()
 
 
-def check_libvirt_box(path: Path) -> Contents:
-    """Check what Vagrant and its libvirt plugin rely on.
+def check_libvirt_box(path: Path, work: Path | None = None) -> Member:
+    """Check what Vagrant and its libvirt plugin rely on; returns the disk.
+
+    Args:
+        work: A folder into which the disk is copied.
 
     Raises:
         ValueError: With the reason why the box is refused.
     """
-    facts = check_metadata(path, "libvirt")
-    with opened_archive(path) as (archive, members):
-        if set(members) != {METADATA, VAGRANTFILE, IMAGE}:
-            raise ValueError(f"it holds {', '.join(members)} instead of {METADATA}, {VAGRANTFILE} and {IMAGE}")
-        image = members[IMAGE]
-        size = virtual_size(read_head(archive, image))
-    if facts.get("format") != "qcow2" or facts.get("virtual_size") != gibibytes(size):
-        raise ValueError(f"{METADATA} does not describe {IMAGE}, a qcow2 of {gibibytes(size)} GiB")
-    return Contents(disk_name=IMAGE, offset=image.offset_data, size=image.size)
+    with opened_archive(path) as archive:
+        facts = check_metadata(archive, "libvirt")
+        if set(archive.members) != {METADATA, VAGRANTFILE, IMAGE}:
+            held = ", ".join(archive.members)
+            raise ValueError(f"it holds {held} instead of {METADATA}, {VAGRANTFILE} and {IMAGE}")
+        size = virtual_size(archive.head(IMAGE))
+        if facts.get("format") != "qcow2" or facts.get("virtual_size") != gibibytes(size):
+            raise ValueError(f"{METADATA} does not describe {IMAGE}, a qcow2 of {gibibytes(size)} GiB")
+        if work:
+            with (work / IMAGE).open("wb") as out:
+                archive.copy(IMAGE, out)
+        return archive.members[IMAGE]
 
 
 def gibibytes(size: int) -> int:
@@ -64,7 +69,7 @@ def _write(disk: Path, to: Path, options: Qcow2Options, appliance: Appliance) ->
 
 
 def _open(path: Path, work: Path) -> Opened:
-    return unpacked(path, check_libvirt_box(path), "qcow2", work)
+    return checked(Opened(path=work / check_libvirt_box(path, work).name, format="qcow2"))
 
 
 LIBVIRT_BOX = Format(

@@ -9,27 +9,23 @@ space before the bracket, ustar (GNU only for members of 8 GiB and more), no `./
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import struct
-import tarfile
 import uuid
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
-from xml.etree import ElementTree as ET
 
 from vmimage import PROJECT
-from vmimage.formats.archive import BLOCK, append, finish, member, opened_archive, read_head, read_text
-from vmimage.formats.format import Appliance, Format, Opened
-from vmimage.formats.unpacked import Contents, unpacked
+from vmimage.formats.archive import BLOCK, Archive, Member, append, finish, member, opened_archive
+from vmimage.formats.format import Appliance, Format, Opened, checked
+from vmimage.formats.ovf import read_descriptor
 from vmimage.formats.vmdk import MAGIC, SECTOR, DeflateOptions, write_vmdk
 from vmimage.util.render import render
 
 TEMPLATE = PROJECT / "templates" / "appliance.ovf.j2"
-OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
 # Longest numbers that can stand in the descriptor: its place in the archive is reserved before they are known.
 LARGEST = 10**15
 NAMESPACE = uuid.UUID("5a3f2c7e-9d0b-5c1e-8f6a-1b7d4e2a9c30")
@@ -106,80 +102,70 @@ class _Hashing:
         self.digest.update(data)
 
 
-def check_ova(path: Path, others: Collection[str] = ()) -> Contents:
-    """Check what importers rely on, also what some of them do not check themselves.
+def check_ova(path: Path, work: Path | None = None) -> Member:
+    """Check what importers rely on, also what some of them do not check themselves; returns the disk.
 
     Args:
-        others: Members that the manifest does not list.
+        work: A folder into which the disk is copied while it is hashed.
 
     Raises:
         ValueError: With the reason why the archive is refused.
     """
-    with opened_archive(path) as (archive, members):
-        return _check_members(archive, members, others)
+    with opened_archive(path) as archive:
+        return check_appliance(archive, work)
 
 
-def _check_members(
-    archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], others: Collection[str]
-) -> Contents:
-    names = list(members)
-    if not names or not names[0].endswith(".ovf"):
-        raise ValueError(f"its first member is not the .ovf: {', '.join(names) or 'it is empty'}")
-    manifest = names[0].removesuffix(".ovf") + ".mf"
-    if manifest not in members:
+def check_appliance(archive: Archive, work: Path | None, *, others: Collection[str] = (), stem: str = "") -> Member:
+    """Check an appliance in an archive that is open, as `check_ova` does.
+
+    Args:
+        others: Members beside descriptor, disk and manifest, of which the manifest does not speak.
+        stem: That the descriptor's name has; any when not given.
+    """
+    names = list(archive.members)
+    if not names or not names[0].endswith(".ovf") or (stem and names[0] != f"{stem}.ovf"):
+        raise ValueError(f"its first member is not the {stem}.ovf: {', '.join(names) or 'it is empty'}")
+    descriptor = names[0]
+    manifest = descriptor.removesuffix(".ovf") + ".mf"
+    if manifest not in names:
         raise ValueError(f"the manifest {manifest} is missing")
-    file, capacity = _described(read_text(archive, members[names[0]]))
-    if file.href not in members:
-        raise ValueError(f"the disk {file.href} is missing")
-    disk = members[file.href]
-    if disk.size != file.size:
-        raise ValueError(f"{file.href} has {disk.size} bytes, and the descriptor says {file.size}")
-    if names.index(file.href) != 1:
-        raise ValueError(f"{file.href} does not come right after the descriptor")
-    listed = {name: info for name, info in members.items() if name not in (*others, manifest)}
-    _check_digests(archive, listed, read_text(archive, members[manifest]).decode("ascii", "replace"), manifest)
-    _check_disk(read_head(archive, disk), capacity, file.href)
-    return Contents(disk_name=file.href, offset=disk.offset_data, size=disk.size)
+    described = read_descriptor(archive.text(descriptor))
+    if described.href not in names:
+        raise ValueError(f"the disk {described.href} is missing")
+    disk = archive.members[described.href]
+    if disk.size != described.size:
+        raise ValueError(f"{disk.name} has {disk.size} bytes, and the descriptor says {described.size}")
+    if names.index(disk.name) != 1:
+        raise ValueError(f"{disk.name} does not come right after the descriptor")
+    digests = _listed(archive.text(manifest), manifest)
+    if digests.keys() != set(names) - {manifest, *others}:
+        raise ValueError(f"{manifest} lists {', '.join(digests)}, and the archive holds {', '.join(names)}")
+    if digests.keys() != {descriptor, disk.name}:
+        raise ValueError(f"it holds {', '.join(names)}, of which the descriptor names only {disk.name}")
+    _check_disk(archive.head(disk.name), described.capacity, disk.name)
+    _check_digest(descriptor, archive.copy(descriptor), digests, manifest)
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context((work / disk.name).open("wb")) if work else None
+        _check_digest(disk.name, archive.copy(disk.name, out), digests, manifest)
+    return disk
 
 
-@dataclass(frozen=True)
-class _File:
-    href: str
-    size: int
-
-
-def _described(text: bytes) -> tuple[_File, int]:
-    """Return the only file and the capacity of the only disk of a descriptor."""
-    try:
-        envelope = ET.fromstring(text)  # noqa: S314 - no entities: expat here refuses to expand them without limit
-    except ET.ParseError as error:
-        raise ValueError(f"its descriptor is not XML: {error}") from error
-    files, disks = list(envelope.iter(f"{OVF}File")), list(envelope.iter(f"{OVF}Disk"))
-    if len(files) != 1 or len(disks) != 1:
-        raise ValueError(f"its descriptor has {len(files)} files and {len(disks)} disks instead of one each")
-    try:
-        file = _File(files[0].attrib[f"{OVF}href"], int(files[0].attrib[f"{OVF}size"]))
-        return file, int(disks[0].attrib[f"{OVF}capacity"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"its descriptor lacks the name, size or capacity of the disk: {error}") from error
-
-
-def _check_digests(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], text: str, manifest: str) -> None:
-    listed = {}
-    for line in text.splitlines():
-        match = re.fullmatch(r"SHA256\((.+)\)= ([0-9a-f]{64})", line)
+def _listed(text: bytes, manifest: str) -> dict[str, str]:
+    """Return what a manifest lists: file -> SHA-256."""
+    listed = dict[str, str]()
+    for line in text.decode("latin-1").removesuffix("\n").split("\n"):
+        match = re.fullmatch(r"SHA256\(([A-Za-z0-9._-]+)\)= ([0-9a-f]{64})", line)
         if not match:
             raise ValueError(f"{manifest} has a line that is no SHA-256: {line!r}")
+        if match[1] in listed:
+            raise ValueError(f"{manifest} lists {match[1]} twice")
         listed[match[1]] = match[2]
-    if listed.keys() != members.keys():
-        raise ValueError(f"{manifest} lists {', '.join(listed)}, and the archive holds {', '.join(members)}")
-    for name, wanted in listed.items():
-        stream = archive.extractfile(members[name])
-        assert isinstance(stream, BufferedReader)  # noqa: S101 - a regular file, checked before
-        with stream:
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
-        if actual != wanted:
-            raise ValueError(f"{name} has the SHA-256 {actual}, and {manifest} says {wanted}")
+    return listed
+
+
+def _check_digest(name: str, actual: str, listed: Mapping[str, str], manifest: str) -> None:
+    if actual != listed[name]:
+        raise ValueError(f"{name} has the SHA-256 {actual}, and {manifest} says {listed[name]}")
 
 
 def _check_disk(head: bytes, capacity: int, name: str) -> None:
@@ -195,7 +181,7 @@ def _write(disk: Path, to: Path, options: DeflateOptions, appliance: Appliance) 
 
 
 def _open(path: Path, work: Path) -> Opened:
-    return unpacked(path, check_ova(path), "vmdk", work)
+    return checked(Opened(path=work / check_ova(path, work).name, format="vmdk"))
 
 
 OVA = Format(

@@ -62,7 +62,7 @@ def cluster_size(head: bytes) -> int:
 
 def _header(head: bytes) -> tuple[int, ...]:
     """Source: https://github.com/qemu/qemu/blob/master/docs/interop/qcow2.rst"""
-    if head[:4] != MAGIC:
+    if head[:4] != MAGIC or len(head) < HEADER.size:
         raise ValueError("it is no qcow2")
     return HEADER.unpack(head[: HEADER.size])
 

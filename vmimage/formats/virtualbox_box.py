@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vmimage.formats import ova
+from vmimage.formats.archive import Member, opened_archive
 from vmimage.formats.box import METADATA, VAGRANTFILE, check_metadata, metadata, vagrantfile
-from vmimage.formats.format import Appliance, Format, Opened
-from vmimage.formats.ova import check_ova, write_ova
-from vmimage.formats.unpacked import Contents, unpacked
+from vmimage.formats.format import Appliance, Format, Opened, checked
+from vmimage.formats.ova import check_appliance, write_ova
 from vmimage.formats.vmdk import DeflateOptions
 
 VIRTUALBOX_STEM = "box"
@@ -27,14 +27,18 @@ def write_virtualbox_box(
     write_ova(disk, to, appliance, template, level=level, stem=VIRTUALBOX_STEM, others=others)
 
 
-def check_virtualbox_box(path: Path) -> Contents:
-    """Check what Vagrant and VirtualBox rely on.
+def check_virtualbox_box(path: Path, work: Path | None = None) -> Member:
+    """Check what Vagrant and VirtualBox rely on; returns the disk.
+
+    Args:
+        work: A folder into which the disk is copied while it is hashed.
 
     Raises:
         ValueError: With the reason why the box is refused.
     """
-    check_metadata(path, "virtualbox")
-    return check_ova(path, others=(METADATA, VAGRANTFILE))
+    with opened_archive(path) as archive:
+        check_metadata(archive, "virtualbox")
+        return check_appliance(archive, work, others=(METADATA, VAGRANTFILE), stem=VIRTUALBOX_STEM)
 
 
 def _write(disk: Path, to: Path, options: DeflateOptions, appliance: Appliance) -> None:
@@ -43,7 +47,7 @@ def _write(disk: Path, to: Path, options: DeflateOptions, appliance: Appliance) 
 
 
 def _open(path: Path, work: Path) -> Opened:
-    return unpacked(path, check_virtualbox_box(path), "vmdk", work)
+    return checked(Opened(path=work / check_virtualbox_box(path, work).name, format="vmdk"))
 
 
 VIRTUALBOX_BOX = Format(
