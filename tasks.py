@@ -171,6 +171,7 @@ def doctor(_: Context, accelerator: str | None = None, json: bool = False) -> No
         "ssh-key": "public key that may log in; your own when not given",
         "disk": "file that keeps changes; made if it is not there",
         "seed": "what `invoke seed` wrote, instead of a seed with your key",
+        "isolated": "the machine reaches nothing, neither networks nor this host; the ports still lead in",
         **dict.fromkeys(("ssh-port", "http-port", "https-port", "kubernetes-port"), PORT),
         "accelerator": ACCELERATOR,
     },
@@ -188,6 +189,7 @@ def run(
     http_port: int = 8080,
     https_port: int = 8443,
     kubernetes_port: int = 6443,
+    isolated: bool = False,
     accelerator: str | None = None,
 ) -> None:
     """Start a released image in QEMU, ports on localhost."""
@@ -203,6 +205,7 @@ def run(
         ssh_key=ssh_key,
         disk=disk,
         seed=seed,
+        isolated=isolated,
     )
 
 

@@ -23,6 +23,7 @@ from vmimage.util.console import Console
 from vmimage.util.errors import BuildError
 from vmimage.util.render import render
 from vmimage.util.run import run, tail
+from vmimage.vm.sandbox import sandbox_arguments
 from vmimage.vm.ssh import make_key
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,8 @@ def _packer_validate() -> str:
             for file in (OVERLAY, PAYLOAD):
                 (folder / file).touch()
             ports = BakePorts(ssh=20000, vnc=25000)
-            values = packer_values(plan.scripts, folder, folder, make_key(folder), "tcg", ports, 22000)
+            sandbox = sandbox_arguments()
+            values = packer_values(plan.scripts, folder, folder, make_key(folder), "tcg", ports, 22000, sandbox)
             (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
             prepare_plugins(folder, log.info)
             done = packer("validate", folder, timeout=120)

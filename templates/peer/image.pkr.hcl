@@ -50,6 +50,7 @@ source "qemu" "image" {
   net_device  = "virtio-net-pci"
   headless    = true
   boot_wait   = "-1s"
+  disable_vnc = true # with `-vnc none` below: its server has no password, and QEMU's monitor would be behind it
 
   communicator           = "ssh"
   ssh_username           = "root"
@@ -60,6 +61,10 @@ source "qemu" "image" {
 
   # The kernel starts what answers ssh and no more, as in our own bake, which goes further and masks single units.
   qemuargs = [
+    ["-nodefaults"],
+    ["-no-user-config"],
+    ["-monitor", "none"],
+    ["-vnc", "none"],
     ["-kernel", var.kernel],
     ["-initrd", var.initrd],
     ["-append", "root=LABEL=root rw console=ttyS0 no_timer_check systemd.unit=ssh.service systemd.wants=systemd-networkd.service cloud-init=disabled systemd.firstboot=off systemd.mount-extra=tmpfs:/root/.ssh:tmpfs:mode=0700"],

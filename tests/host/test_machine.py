@@ -13,6 +13,7 @@ from vmimage.util.run import run
 from vmimage.vm.accelerator import acceleration
 from vmimage.vm.machine import Hardware, console_end, make_overlay, qemu_command, qemu_value, start, write_seed
 from vmimage.vm.profiles import PROFILES
+from vmimage.vm.sandbox import probe, sandbox_arguments
 
 TCG = Hardware(accelerator="tcg", forwards={22: 0, 80: 8080}, memory=64, cpus=1)
 
@@ -27,6 +28,26 @@ def test_forwards_listen_on_loopback_only_and_the_guest_is_shut_in(tmp_path: Pat
     assert "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:8080-:80" in text
     assert "-nodefaults -no-user-config" in text
     assert f"-accel {acceleration('tcg')} " in text
+
+
+def test_qemu_is_in_its_sandbox(tmp_path: Path) -> None:
+    """Where this host can; what stands in the command was tried with a QEMU that really starts."""
+    sandbox = sandbox_arguments()
+    assert probe(sandbox)
+    assert " ".join(sandbox) in command(TCG, tmp_path)
+    assert not probe(("-sandbox", "on,unknown=deny"))
+
+
+def test_qemu_without_seccomp_runs_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vmimage.vm.sandbox.SANDBOX", "on,unknown=deny")
+    sandbox_arguments.cache_clear()
+    try:
+        assert "-sandbox" not in command(TCG, tmp_path)
+        assert "QEMU runs without its sandbox" in caplog.text
+    finally:
+        sandbox_arguments.cache_clear()
 
 
 def test_a_user_may_let_the_guest_out(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vmimage.util.errors import HostError, VerifyError
 from vmimage.util.run import run
 from vmimage.util.settings import Options, options
 from vmimage.vm.forwards import FORWARDS
+from vmimage.vm.machine import Hardware
 
 VERSION = "20261127-01234567"
 
@@ -40,7 +41,9 @@ def release_of(dist: Path, raw: bytes, **more: object) -> Release:
     return choose(dist, "small", None)
 
 
-def start(chosen: Options, ports: Mapping[str, int], release: Release, disk: Path | None = None) -> None:
+def start(
+    chosen: Options, ports: Mapping[str, int], release: Release, disk: Path | None = None, *, isolated: bool = False
+) -> None:
     """Do what `invoke run` does."""
     run_release(
         release,
@@ -52,6 +55,7 @@ def start(chosen: Options, ports: Mapping[str, int], release: Release, disk: Pat
         ports=ports,
         public_keys=[],
         disk=disk,
+        isolated=isolated,
     )
 
 
@@ -70,6 +74,23 @@ def test_keys_that_a_machine_tells_replace_those_of_the_last_one_at_its_port(
     assert known_keys(chosen.known_hosts, elsewhere) == [last]
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["keys"] for event in events if event["event"] == "host-keys"] == [{"ssh-ed25519": ours.fingerprint}]
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_isolated_machine_reaches_nothing(isolated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Hardware] = []
+
+    def refuse(hardware: Hardware, **_: object) -> None:
+        asked.append(hardware)
+        raise HostError("not here")
+
+    monkeypatch.setattr("vmimage.commands.run_image.start", refuse)
+    chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_STATE": f"{tmp_path}/state"}, accelerator="tcg")
+    ports = {name: free_port() for name in FORWARDS}
+    with pytest.raises(HostError, match="not here"):
+        start(chosen, ports, release_of(tmp_path / "dist", talking_disk(b"")), isolated=isolated)
+    (hardware,) = asked
+    assert (hardware.restrict, 22 in hardware.forwards) == (isolated, True)
 
 
 def test_run_that_cannot_start_leaves_the_keys_of_the_machine_that_has_the_port(tmp_path: Path) -> None:

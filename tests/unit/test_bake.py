@@ -69,6 +69,14 @@ def test_guest_is_shut_in_and_the_way_in_is_loopback(bake: BakeStage) -> None:
     assert "password" not in text
 
 
+def test_nobody_else_of_this_host_gets_in(bake: BakeStage) -> None:
+    lines = {line.strip() for line in rendered(bake).splitlines()}
+    assert {'["-monitor", "none"],', '["-vnc", "none"],', '["-nodefaults"],', "disable_vnc  = true"} <= lines
+    assert not any(line.startswith('["-sandbox"') for line in lines), "this QEMU or this kernel has none"
+    values = packer_values([], Path("/b"), Path("/w"), KEY, "tcg", PORTS, 22000, ("-sandbox", "on,spawn=deny"))
+    assert '["-sandbox", "on,spawn=deny"],' in render(PROJECT / "packer" / "image.pkr.hcl.j2", values)
+
+
 def test_login_key_is_in_memory_only(bake: BakeStage) -> None:
     text = rendered(bake)
     assert base64.b64encode(KEY.public.encode()).decode() in text

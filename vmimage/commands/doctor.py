@@ -30,6 +30,7 @@ from vmimage.vm.accelerator import (
     probe_accelerator,
     probe_passed,
 )
+from vmimage.vm.sandbox import sandbox_arguments
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def examine(options: Options, cache_folder: Path) -> Iterator[Finding]:
         *((tool.program or tool.package, partial(examine_tool, tool)) for tool in tools()),
         ("user namespaces", user_namespaces),
         *((name, partial(_accelerator, name)) for name in ACCELERATORS if shutil.which("qemu-system-x86_64")),
+        ("QEMU's sandbox", _sandbox),
         ("accelerator", lambda: _chosen(cache_folder, options.accelerator)),
         ("UEFI", _firmware),
         ("disk", lambda: _disk(cache_folder)),
@@ -120,6 +122,18 @@ def _memory(spec: Path) -> Finding:
         why=f"verify runs {AT_ONCE} machines of {human_bytes(machine)} at once: {human_bytes(wanted)} with the build",
         remedy="build on a larger machine, or give the image less memory in images.yaml",
         needed=memory < machine + OWN_MEMORY,
+    )
+
+
+def _sandbox() -> Finding:
+    good = bool(sandbox_arguments())
+    return Finding(
+        subject="QEMU's sandbox",
+        good=good,
+        state="works" if good else "does not work",
+        why="lets QEMU start no program, whatever its guest does",
+        remedy="install a QEMU with seccomp, or allow seccomp filters in this container; builds work without it",
+        needed=False,
     )
 
 

@@ -83,6 +83,7 @@ def run_release(
     public_keys: Sequence[str],
     disk: Path | None,
     seed: Path | None = None,
+    isolated: bool = False,
 ) -> None:
     """Start a release and wait until it is shut down or Ctrl-C.
 
@@ -92,6 +93,7 @@ def run_release(
         public_keys: Who may log in; not needed with a seed.
         disk: Overlay that keeps changes; without one they are thrown away at the end.
         seed: A NoCloud disk; one with the keys is made when not given.
+        isolated: The guest reaches nothing outside; else also services on this host's loopback, at 10.0.2.2.
     """
     host.require(("qemu-system-x86_64", "qemu-img"))
     accelerator = find_accelerator(store.root / "accelerator.json", options.accelerator)
@@ -111,7 +113,7 @@ def run_release(
             cpus=machine_cpus(machine_facts.cpus, accelerator),
             memory=size_bytes(machine_facts.memory) >> 20,
             forwards={FORWARDS[name].guest: port for name, port in ports.items()} | {port: port for port in further},
-            restrict=False,
+            restrict=isolated,
             throwaway=disk is None,
         )
         name = host_name("127.0.0.1", ports["ssh"])
@@ -216,6 +218,7 @@ def run_image(
     ssh_key: str | None,
     disk: str | None,
     seed: str | None,
+    isolated: bool = False,
 ) -> None:
     """Start a release, and wait for its end.
 
@@ -226,6 +229,7 @@ def run_image(
         ssh_key: A file with the public key that may log in; the user's own when not given.
         disk: A file that keeps changes.
         seed: What `invoke seed` wrote.
+        isolated: The guest reaches nothing outside.
     """
     with session(chosen) as (console, store):
         profile, kind = machine_like(like, firmware)
@@ -243,4 +247,5 @@ def run_image(
             public_keys=[] if seed else find_public_keys(ssh_key, home() / ".ssh"),
             disk=kept,
             seed=existing_seed(seed) if seed else None,
+            isolated=isolated,
         )

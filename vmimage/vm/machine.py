@@ -24,6 +24,7 @@ from vmimage.util.run import run, spawn, tail
 from vmimage.vm.accelerator import Accelerator, acceleration, cpu_model
 from vmimage.vm.profiles import PROFILES
 from vmimage.vm.qmp import Monitor
+from vmimage.vm.sandbox import sandbox_arguments
 
 SERIAL = "serial.log"
 AGENT_SECONDS = 60.0
@@ -108,7 +109,7 @@ def qemu_command(
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in hardware.forwards.items())
     restrict = ",restrict=on" if hardware.restrict else ""
     profile = PROFILES[hardware.profile]
-    command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-name", "vmimage"]
+    command = ["qemu-system-x86_64", *sandbox_arguments(), "-nodefaults", "-no-user-config", "-name", "vmimage"]
     command += ["-machine", profile.board, "-accel", acceleration(hardware.accelerator)]
     command += ["-cpu", cpu_model(hardware.accelerator)]
     command += ["-smp", str(hardware.cpus), "-m", str(hardware.memory)]

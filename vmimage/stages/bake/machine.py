@@ -21,7 +21,6 @@ OUTPUT = "output"
 SSH_TIMEOUT = "5m"
 MEMORY_MIB = 2048
 CPUS = 2
-VNC_BASE = 5900
 
 UNNEEDED = [
     *(f"modprobe@{module}.service" for module in ("configfs", "dm_mod", "drm", "efi_pstore", "fuse", "loop")),
@@ -70,10 +69,20 @@ def qemu_arguments(
     public_key: str,
     accelerator: Accelerator,
     ports: BakePorts,
-) -> list[tuple[str, str]]:
-    """Return the `qemuargs` of a bake; pure. Each flag replaces all that Packer would give for it."""
+    sandbox: Sequence[str] = (),
+) -> list[tuple[str, ...]]:
+    """Return the `qemuargs` of a bake; pure. Each flag replaces all that Packer would give for it.
+
+    Args:
+        sandbox: QEMU's arguments that confine it, if it can be.
+    """
     key = base64.b64encode(public_key.encode()).decode()
     return [
+        # By default QEMU has a monitor, which runs programs, on any display; and what /etc/qemu tells it.
+        ("-nodefaults",),
+        ("-no-user-config",),
+        ("-monitor", "none"),
+        *([tuple(sandbox)] if sandbox else []),
         ("-kernel", str(kernel)),
         ("-initrd", str(initrd)),
         ("-append", " ".join(KERNEL_ARGUMENTS)),
@@ -97,8 +106,8 @@ def qemu_arguments(
         ),
         ("-serial", f"file:{serial}"),
         ("-smbios", f"type=11,value=io.systemd.credential.binary:ssh.authorized_keys.root={key}"),
-        # Packer 1.6.6 would count its displays from the start of the range that it was given.
-        ("-vnc", f"127.0.0.1:{ports.vnc - VNC_BASE}"),
+        # Any user of this host could type into a server that Packer starts; see `disable_vnc` in the template.
+        ("-vnc", "none"),
         ("-vga", "none"),
         ("-display", "none"),
     ]
@@ -112,6 +121,7 @@ def packer_values(
     accelerator: Accelerator,
     ports: BakePorts,
     ssh_port: int,
+    sandbox: Sequence[str] = (),
 ) -> dict[str, object]:
     """Return what packer/image.pkr.hcl.j2 is rendered with.
 
@@ -119,6 +129,7 @@ def packer_values(
         scripts: The steps to run, the seal as the last.
         folder: Holds the overlay and the payload disk, and takes the serial log and what the machine writes.
         ssh_port: Where Packer connects to.
+        sandbox: QEMU's arguments that confine it, if it can be.
     """
     return {
         "overlay": str(folder / OVERLAY),
@@ -144,6 +155,7 @@ def packer_values(
             public_key=key.public,
             accelerator=accelerator,
             ports=ports,
+            sandbox=sandbox,
         ),
     }
 

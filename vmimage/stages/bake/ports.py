@@ -18,7 +18,7 @@ SSH_PORTS_FROM, VNC_PORTS_FROM = 20000, 25000
 
 @dataclass(frozen=True, kw_only=True)
 class BakePorts:
-    """Ports of QEMU on localhost: one leads to the guest's sshd, one to the VNC server that Packer insists on."""
+    """Ports on localhost: one leads to the guest's sshd; one is free for Packer, which asks for it."""
 
     ssh: int
     vnc: int
