@@ -11,7 +11,7 @@ import pytest
 
 from vmimage.formats.all import open_disk
 from vmimage.formats.contained import SECTOR, require_self_contained
-from vmimage.formats.format import Opened, write_raw
+from vmimage.formats.format import MOST_DISK_BYTES, Opened, write_raw
 from vmimage.formats.qcow2 import write_qcow2
 from vmimage.formats.vmdk import write_vmdk
 from vmimage.util.errors import VerifyError
@@ -171,3 +171,23 @@ def test_our_own_disks_come_back(raw: Path, tmp_path: Path) -> None:
         assert (tmp_path / "out.raw").read_bytes() == raw.read_bytes()
     with pytest.raises(VerifyError):
         write_raw(Opened(path=tmp_path / "a.vmdk", format="qcow2"), tmp_path / "out.raw")
+
+
+def test_disk_of_absurd_size_is_refused(tmp_path: Path) -> None:
+    for kind, options in (("qcow2", ()), ("vhdx", ("-o", "subformat=dynamic"))):
+        disk = tmp_path / f"a.{kind}"
+        run(["qemu-img", "create", "-q", "-f", kind, *options, disk, f"{MOST_DISK_BYTES + (1 << 30)}"])
+        with pytest.raises(ValueError, match="more than 1024 GiB"):
+            open_disk(kind, disk, tmp_path)
+
+
+def test_qcow2_whose_clusters_are_all_the_same_one_does_not_fill_the_disk(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is allocated counts, however small the file is."""
+    write_qcow2(raw, tmp_path / "a.qcow2", compression="zstd")
+    disk = open_disk("qcow2", tmp_path / "a.qcow2", tmp_path)
+    monkeypatch.setattr("vmimage.formats.format.MOST_DATA_BYTES", 100_000)
+    with pytest.raises(VerifyError, match=r"a\.qcow2 is refused: \d+ bytes in it are no zeros"):
+        write_raw(disk, tmp_path / "out.raw")
+    assert not (tmp_path / "out.raw").exists()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from vmimage.formats import raw_zst
 from vmimage.formats.raw_zst import read_raw_zst, write_raw_zst
@@ -46,3 +48,32 @@ def test_damage_is_noticed(disk: Path, tmp_path: Path) -> None:
 def test_file_that_cannot_be_written(disk: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         write_raw_zst(disk, Path("/dev/full"), level=3)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 100])
+def test_file_that_is_cut_short_is_damaged(disk: Path, tmp_path: Path, cut: int) -> None:
+    write_raw_zst(disk, tmp_path / "a", level=3)
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-cut])
+    with pytest.raises(OSError, match="a is damaged"):
+        read_raw_zst(tmp_path / "a", tmp_path / "back.raw")
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(OSError, match="a is damaged: it is cut short"):
+        read_raw_zst(tmp_path / "a", tmp_path / "back.raw")
+
+
+def test_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 100 KiB can be 1 GiB, and a larger one any size."""
+    monkeypatch.setattr(raw_zst, "MOST_DATA_BYTES", 32 << 20)
+    monkeypatch.setattr("vmimage.formats.format.MOST_DISK_BYTES", 256 << 20)
+    compress = zstandard.ZstdCompressor().compress
+    for data, why in ((b"x" * (16 << 20), "are no zeros, more than"), (bytes(16 << 20), "more than 0 GiB")):
+        (tmp_path / "a").write_bytes(compress(data) * 1000)
+        with pytest.raises(ValueError, match=why):
+            read_raw_zst(tmp_path / "a", tmp_path / "back.raw")
+        assert (tmp_path / "back.raw").stat().st_blocks * 512 <= 32 << 20
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="no regular file"):
+        read_raw_zst(tmp_path / "fifo", tmp_path / "back.raw")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmimage.formats.all import open_disk
-from vmimage.formats.format import Appliance
+from vmimage.formats.format import MOST_DISK_BYTES, Appliance
 from vmimage.formats.vhd import MIB, SECTOR, check_vhd, checksum, footer, write_vhd
 from vmimage.util.run import run
 
@@ -72,3 +72,22 @@ def test_file_that_is_cut_short_or_not_whole_is_refused(vhd: Path, tmp_path: Pat
     vhd.write_bytes(data[-SECTOR:])
     with pytest.raises(ValueError, match="too short"):
         check_vhd(vhd)
+
+
+def test_vhd_that_qemu_would_read_from_its_start_is_refused(vhd: Path, tmp_path: Path) -> None:
+    with vhd.open("r+b") as file:
+        file.write(b"conectix")
+    with pytest.raises(ValueError, match="would be read as another disk"):
+        open_disk("vhd", vhd, tmp_path)
+
+
+def test_vhd_of_absurd_size_is_refused(tmp_path: Path) -> None:
+    size = MOST_DISK_BYTES + MIB
+    with (tmp_path / "a.vhd").open("wb") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(footer(size, uuid.UUID(int=0)))
+    with pytest.raises(ValueError, match="more than 1024 GiB"):
+        check_vhd(tmp_path / "a.vhd")
+    with pytest.raises(ValueError, match="no regular file"):
+        check_vhd(Path("/dev/zero"))

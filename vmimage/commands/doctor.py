@@ -15,6 +15,7 @@ from vmimage.host import Finding, examine_tool, find_uefi, tools, user_namespace
 from vmimage.spec.load import load_spec
 from vmimage.spec.model import size_bytes
 from vmimage.stages.verify.machine import AT_ONCE
+from vmimage.util.confine import shuts_in
 from vmimage.util.console import human_bytes
 from vmimage.util.errors import HostError, VmimageError
 from vmimage.util.locks import lock_file
@@ -43,11 +44,14 @@ REMOTE = "afs ceph cifs coda fuseblk gfs/gfs2 gpfs kafs lustre nfs smb smb2 v9fs
 
 def examine(options: Options, cache_folder: Path) -> Iterator[Finding]:
     """Look at everything that a build needs, one finding each; what cannot be looked at is a finding, too."""
+    emulators: list[tuple[str, Callable[[], Finding]]] = []
+    if shutil.which("qemu-system-x86_64"):
+        emulators = [*((name, partial(_accelerator, name)) for name in ACCELERATORS), ("QEMU's sandbox", _sandbox)]
     looks: list[tuple[str, Callable[[], Finding]]] = [
         *((tool.program or tool.package, partial(examine_tool, tool)) for tool in tools()),
         ("user namespaces", user_namespaces),
-        *((name, partial(_accelerator, name)) for name in ACCELERATORS if shutil.which("qemu-system-x86_64")),
-        ("QEMU's sandbox", _sandbox),
+        ("confinement", _confinement),
+        *emulators,
         ("accelerator", lambda: _chosen(cache_folder, options.accelerator)),
         ("UEFI", _firmware),
         ("disk", lambda: _disk(cache_folder)),
@@ -122,6 +126,18 @@ def _memory(spec: Path) -> Finding:
         why=f"verify runs {AT_ONCE} machines of {human_bytes(machine)} at once: {human_bytes(wanted)} with the build",
         remedy="build on a larger machine, or give the image less memory in images.yaml",
         needed=memory < machine + OWN_MEMORY,
+    )
+
+
+def _confinement() -> Finding:
+    good = shuts_in()
+    return Finding(
+        subject="confinement",
+        good=good,
+        state="namespaces and limits" if good else "limits only",
+        why="keeps programs that read foreign disks from writing elsewhere and from networks",
+        remedy="allow user namespaces to this user, or in this container; builds work without them",
+        needed=False,
     )
 
 

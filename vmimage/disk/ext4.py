@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmimage.disk.raw import RawDisk, read_range
+from vmimage.util.confine import Limits, run_confined
 from vmimage.util.errors import VerifyError
-from vmimage.util.run import run
 
 ROOT_INODE = 2
 JOURNAL_INODE = 8
@@ -25,9 +25,8 @@ MOST_LEVELS = 250
 """Of a tree; a folder that contains itself has no end."""
 AT_ONCE = 20_000
 """Requests to one call of debugfs."""
-MOST_ANSWER_BYTES = 256 << 20
-SECONDS = 600.0
-"""For one call of debugfs."""
+LIMITS = Limits(output=256 << 20)
+"""Of one call of debugfs."""
 
 _SECTION = re.compile(r"^debugfs: .*\n", re.MULTILINE)
 _ENTRY = re.compile(r"^/(\d+)/(\d{6})/(\d+)/(\d+)/(.*)/(\d*)/$", re.MULTILINE)
@@ -290,7 +289,7 @@ def _ask(disk: RawDisk, requests: Sequence[str], work: Path) -> list[str]:
 
 
 def _run(argv: Sequence[str | Path]) -> str:
-    return run(argv, error=VerifyError, timeout=SECONDS, most_output=MOST_ANSWER_BYTES).output
+    return run_confined(argv, limits=LIMITS, error=VerifyError).output
 
 
 def _number(name: str, header: str) -> int:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from vmimage.util.confine import run_confined
 from vmimage.util.errors import VerifyError
-from vmimage.util.run import run
 
 ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 """Partition type of an x86-64 root, see the Discoverable Partitions Specification."""
@@ -29,11 +29,16 @@ class RawDisk:
     @cached_property
     def root(self) -> str:
         """The root file system as e2fsprogs takes it: PATH?offset=BYTES."""
-        table = json.loads(run(["sfdisk", "--json", self.path], error=VerifyError).output)["partitiontable"]
-        starts = [part["start"] for part in table.get("partitions", []) if part["type"] == ROOT_TYPE]
+        said = run_confined(["sfdisk", "--json", self.path], error=VerifyError).output
+        try:
+            table = json.loads(said)["partitiontable"]
+            starts = [int(part["start"]) for part in table.get("partitions", []) if part["type"] == ROOT_TYPE]
+            sector = int(table.get("sectorsize", 512))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise VerifyError(f"{self.path}: its partition table cannot be read: {error}") from error
         if len(starts) != 1:
             raise VerifyError(f"{self.path} has {len(starts)} root partitions instead of one")
-        return f"{self.path}?offset={starts[0] * table.get('sectorsize', 512)}"
+        return f"{self.path}?offset={starts[0] * sector}"
 
     def owner(self, offset: int) -> str:
         """Return the path of the file that holds a byte of the disk; nothing for free space and outside the root."""
@@ -47,7 +52,7 @@ class RawDisk:
         return path[1] if path else ""
 
     def _debugfs(self, request: str) -> str:
-        return run(["debugfs", "-R", request, self.root], error=VerifyError).output
+        return run_confined(["debugfs", "-R", request, self.root], error=VerifyError).output
 
     def search(self, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, bytes]]:
         """Find a pattern in all allocated bytes of the disk: yields (offset, what matched)."""

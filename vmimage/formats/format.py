@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vmimage.formats.contained import require_self_contained
-from vmimage.util.errors import VerifyError
+from vmimage.util.confine import Limits, run_confined
+from vmimage.util.errors import BuildError, VerifyError
 from vmimage.util.firmware import FirmwareName
 from vmimage.util.model import Model
-from vmimage.util.run import run
+
+MOST_DISK_BYTES = 1 << 40
+"""Of a disk, holes included."""
+MOST_DATA_BYTES = 128 << 30
+"""Of it that are no holes, and would be written to this host."""
+MOST_DATA_TOLD = (
+    f"more than {MOST_DATA_BYTES >> 30} GiB; make an image with less in it, and let machines fetch the rest"
+)
+CONVERT = Limits(seconds=4 * 3600.0)
 
 
 class NoOptions(Model):
@@ -103,16 +112,58 @@ def checked(disk: Opened) -> Opened:
         OSError: It cannot be read.
     """
     require_self_contained(disk.path, disk.format)
-    done = run(["qemu-img", "check", disk.alone], check=False)
+    try:
+        done = run_confined(["qemu-img", "check", disk.alone], check=False)
+    except BuildError as error:
+        raise ValueError(f"its disk cannot be checked: {error.message}") from error
     if done.returncode:
         raise ValueError(f"its disk is damaged: {done.output.strip()}")
+    require_size(virtual_size(disk))
     return disk
+
+
+def require_size(size: int) -> None:
+    """Check that a disk is no larger than any that is made here.
+
+    Raises:
+        ValueError: It is.
+    """
+    if size > MOST_DISK_BYTES:
+        raise ValueError(
+            f"its disk has {size} bytes, more than {MOST_DISK_BYTES >> 30} GiB; an image can be small, "
+            "since its root file system grows to the disk that a machine is given"
+        )
+
+
+def virtual_size(disk: Opened) -> int:
+    """Return the size of a disk in bytes, as QEMU reads it.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    return _told(["qemu-img", "info", "--output=json", disk.alone], "virtual-size")
+
+
+def _told(argv: Sequence[str], what: str) -> int:
+    """Return a number that qemu-img tells."""
+    try:
+        return int(json.loads(run_confined(argv).output)[what])
+    except (BuildError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"its disk cannot be read: {error}") from error
 
 
 def write_raw(disk: Opened, to: Path) -> None:
     """Write what is in a disk as a raw file, with holes for what is not allocated.
 
     Raises:
-        VerifyError: It cannot be read.
+        VerifyError: It cannot be read, or holds more than any disk that is made here.
     """
-    run(["qemu-img", "convert", "-O", "raw", disk.alone, to], error=VerifyError)
+    try:
+        # Of what is allocated; many clusters of a qcow2 may be the same one.
+        held = _told(["qemu-img", "measure", "--output=json", "-O", "qcow2", disk.alone], "required")
+    except ValueError as error:
+        raise VerifyError(f"{disk.path.name} is refused: {error}") from error
+    if held > MOST_DATA_BYTES:
+        raise VerifyError(f"{disk.path.name} is refused: {held} bytes in it are no zeros, {MOST_DATA_TOLD}")
+    convert: list[str | Path] = ["qemu-img", "convert", "-O", "raw", disk.alone, to]
+    run_confined(convert, writable=[to.parent], limits=CONVERT, error=VerifyError)

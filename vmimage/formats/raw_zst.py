@@ -7,17 +7,20 @@ cost milliseconds. Frames can stand behind one another: https://www.rfc-editor.o
 from __future__ import annotations
 
 import os
+import secrets
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from io import BytesIO, RawIOBase
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import zstandard
 from pydantic import Field
 
 from vmimage.disk.raw import extents, read_range
-from vmimage.formats.format import Appliance, Format, Opened
+from vmimage.formats.format import MOST_DATA_BYTES, MOST_DATA_TOLD, Appliance, Format, Opened, require_size
 from vmimage.util.model import Model
 
 LEVEL = 3
@@ -52,19 +55,59 @@ def read_raw_zst(file: Path, to: Path) -> None:
 
     Raises:
         OSError: It is damaged, or the disk cannot be written.
+        ValueError: It is larger, or holds more, than any disk that is made here; `to` is then incomplete.
     """
-    zeros = bytes(1 << 20)
+    if not file.is_file():
+        raise ValueError("it is no regular file")
+    end = secrets.token_bytes(64) * 1024
     try:
-        with file.open("rb") as source, to.open("wb") as out:
-            reader = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
-            while piece := reader.read(len(zeros)):
-                if piece == zeros[: len(piece)]:
-                    out.seek(len(piece), os.SEEK_CUR)
-                else:
-                    out.write(piece)
-            out.truncate(out.tell())
+        with file.open("rb") as source, to.open("w+b") as out:
+            size = _decompress(_Followed(source, zstandard.ZstdCompressor().compress(end)), out) - len(end)
+            out.seek(max(size, 0))
+            if size <= 0 or out.read() != end:
+                raise OSError(f"{file.name} is damaged: it is cut short")
+            out.truncate(size)
     except zstandard.ZstdError as error:
         raise OSError(f"{file.name} is damaged: {error}") from error
+
+
+class _Followed(RawIOBase):
+    """A file and one more frame behind it, which is read as what it is only if the last frame before it is whole.
+
+    The library takes a frame that is cut short for the end of all.
+    """
+
+    def __init__(self, file: BinaryIO, frame: bytes) -> None:
+        super().__init__()
+        self._parts = [file, BytesIO(frame)]
+
+    def read(self, count: int = -1, /) -> bytes:
+        """Return some bytes; none at the end."""
+        while self._parts:
+            data = self._parts[0].read(count)
+            if data:
+                return data
+            self._parts.pop(0)
+        return b""
+
+
+def _decompress(source: RawIOBase, out: BinaryIO) -> int:
+    """Write what is in the frames, zeros as holes; returns the bytes that it comes to."""
+    zeros = bytes(1 << 20)
+    size = held = 0
+    reader = zstandard.ZstdDecompressor().stream_reader(cast("BinaryIO", source), read_across_frames=True)
+    while piece := reader.read(len(zeros)):
+        size += len(piece)
+        require_size(size)
+        if piece == zeros[: len(piece)]:
+            out.seek(len(piece), os.SEEK_CUR)
+            continue
+        held += len(piece)
+        if held > MOST_DATA_BYTES:
+            raise ValueError(f"{held} bytes in it are no zeros, {MOST_DATA_TOLD}")
+        out.write(piece)
+    out.truncate(size)
+    return size
 
 
 def _frames(fd: int, size: int) -> Iterator[tuple[int, int, bool]]:

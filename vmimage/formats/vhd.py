@@ -10,7 +10,7 @@ import struct
 import uuid
 from pathlib import Path
 
-from vmimage.formats.format import Appliance, Format, NoOptions, Opened
+from vmimage.formats.format import Appliance, Format, NoOptions, Opened, require_size
 from vmimage.util.run import run
 
 SECTOR = 512
@@ -62,10 +62,16 @@ def check_vhd(path: Path) -> None:
     Raises:
         ValueError: With the reason why the file is refused.
     """
+    if not path.is_file():
+        raise ValueError("it is no regular file")
     size = path.stat().st_size - SECTOR
     if size <= 0:
         raise ValueError("it is too short for a VHD")
+    require_size(size)
     with path.open("rb") as file:
+        # QEMU looks there first, and would then read a dynamic one.
+        if file.read(len(COOKIE)) == COOKIE:
+            raise ValueError("it begins with a footer, too, and would be read as another disk than its end tells")
         file.seek(size)
         data = file.read(SECTOR)
     cookie, _, _, offset, _, _, _, _, _, current, _, _, _, kind, told, _, _ = FOOTER.unpack(data)

@@ -18,9 +18,10 @@ import yaml
 from qemu.qmp import ConnectError, ExecuteError, QMPError
 
 from vmimage.host import find_uefi
+from vmimage.util.confine import run_confined
 from vmimage.util.errors import HostError, VerifyError
 from vmimage.util.firmware import FirmwareName
-from vmimage.util.run import run, spawn, tail
+from vmimage.util.run import spawn, tail
 from vmimage.vm.accelerator import Accelerator, acceleration, cpu_model
 from vmimage.vm.profiles import PROFILES
 from vmimage.vm.qmp import Monitor
@@ -92,9 +93,10 @@ def make_overlay(disk: Path, disk_format: str, overlay: Path, *, grow_by: int = 
     Args:
         grow_by: Bytes by which the guest's disk is larger than the file's.
     """
-    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.absolute(), "-F", disk_format, overlay])
+    beneath: list[str | Path] = ["-b", disk.absolute(), "-F", disk_format]
+    run_confined(["qemu-img", "create", "-q", "-f", "qcow2", *beneath, overlay], writable=[overlay.parent])
     if grow_by:
-        run(["qemu-img", "resize", "-q", "-f", "qcow2", overlay, f"+{grow_by}"])
+        run_confined(["qemu-img", "resize", "-q", "-f", "qcow2", overlay, f"+{grow_by}"], writable=[overlay.parent])
 
 
 def qemu_command(

@@ -28,6 +28,7 @@ from vmimage.stages.base import BaseStage
 from vmimage.stages.kept import DISK as KEPT_DISK
 from vmimage.stages.kept import keep_disk, write_enter
 from vmimage.stages.stage import StoredStage, planned
+from vmimage.util.confine import Limits, run_confined
 from vmimage.util.console import Step
 from vmimage.util.files import disk_use, place
 from vmimage.util.render import render
@@ -170,7 +171,7 @@ def make_bake(
     require_written(folder / SERIAL)
     disk = work / DISK
     step.now("flatten and check the disk")
-    run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", position.file, disk])
+    flatten_disk(position.file, disk)
     seal_disk(disk, bake.disk)
     shutil.rmtree(folder)
     step.outcome = f"{len(scripts)} of {len(bake.layers) + 1} steps run, {disk_use(work) >> 20} MiB"
@@ -201,6 +202,15 @@ def _keep(
     )
 
 
+def flatten_disk(overlay: Path, disk: Path) -> None:
+    """Write what a machine sees of its disk as a raw file.
+
+    Confined, as all that reads it: steps of the bake ran programs of others as root in that machine.
+    """
+    convert: list[str | Path] = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", overlay, disk]
+    run_confined(convert, writable=[disk.parent], limits=Limits(seconds=TIMEOUT_SECONDS))
+
+
 def seal_disk(disk: Path, size: int) -> None:
     """Check the root file system, drop what its free blocks still hold, give the disk its final size.
 
@@ -209,8 +219,17 @@ def seal_disk(disk: Path, size: int) -> None:
     """
     root = RawDisk(disk).root
     # Twice: e2fsck discards nothing in a run in which it changed anything, be it the order of a directory.
-    run(["e2fsck", "-fy", root])
-    run(["e2fsck", "-fy", "-E", "discard", root])
+    for argv in (["e2fsck", "-fy", root], ["e2fsck", "-fy", "-E", "discard", root]):
+        run_confined(argv, writable=[disk.parent], limits=Limits(seconds=TIMEOUT_SECONDS))
     with disk.open("r+b") as file:
         file.truncate(size)
-    run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", "--relocate", "gpt-bak-std", disk])
+    relocate: list[str | Path] = [
+        "sfdisk",
+        "--quiet",
+        "--no-reread",
+        "--no-tell-kernel",
+        "--relocate",
+        "gpt-bak-std",
+        disk,
+    ]
+    run_confined(relocate, writable=[disk.parent])
