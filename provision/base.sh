@@ -2,6 +2,8 @@
 # Customizes the unpacked base; mmdebstrap calls it on the build host with the root directory as $1.
 # Only what the bake needs to be reached, and what must not be in any image; all else is done by the steps.
 set -eu
+# What is written here has the same modes whatever this host's umask is.
+umask 022
 root=$1
 
 chroot "$root" systemctl --quiet enable systemd-networkd.service systemd-resolved.service
@@ -25,6 +27,8 @@ EOF
 printf '%s\n' 'LABEL=root / ext4 errors=remount-ro,x-systemd.growfs 0 1' \
     'LABEL=ESP /boot/efi vfat umask=0077,nofail 0 0' > "$root/etc/fstab"
 mkdir -p "$root/boot/efi"
+# mmdebstrap has copied this host's, with its mode.
+rm -f "$root/etc/hostname" "$root/etc/hosts"
 echo vmimage > "$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 vmimage\n::1 localhost ip6-localhost ip6-loopback\n' > "$root/etc/hosts"
 

@@ -6,11 +6,13 @@ import json
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vmimage.disk.ext4 import read_tree
+from vmimage.commands.size.measure import DPKG_LISTS, package_of
+from vmimage.disk.ext4 import MOST_BYTES, Node, Root, Run, read_tree, require_within, tar_stream
 from vmimage.disk.raw import ROOT_TYPE, RawDisk
 from vmimage.stages.verify.subject import image_facts
 from vmimage.util.errors import VerifyError
@@ -100,6 +102,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], Change]] = {
         lambda to: (to / "aaaa_99_100644_0_0_b_1_").write_text("x"),
         renamed(b"aaaa_99_100644_0_0_b_1_", b"aaaa\n99/100644/0/0/b/1/"),
     ),
+    "a name that is a whole entry and another one": (
+        lambda to: (to / "aaaa_0____99_100644_0_0_b").write_text("x"),
+        renamed(b"aaaa_0____99_100644_0_0_b", b"aaaa/0/\n/99/100644/0/0/b/"[:25]),
+    ),
     "a folder in itself": (folders("loopA"), leads_to_its_own_folder(b"loopA")),
     "a folder in itself, twice": (
         folders("loopA", "loopB"),
@@ -163,3 +169,41 @@ def test_release_that_says_nothing_useful_is_refused(what: str, made: Callable[.
 
 def test_honest_disk_is_read(made: Callable[..., RawDisk], tmp_path: Path) -> None:
     assert image_facts(made(lambda _: None), tmp_path) == FACTS
+
+
+def test_link_that_leads_to_a_text_like_extents_has_none(made: Callable[..., RawDisk], tmp_path: Path) -> None:
+    target = 'x"\nEXTENTS:\n(0-9):1-9999999999\n mtime: 0x00000001'
+    disk = made(lambda folder: (folder / "imitation").symlink_to(target))
+    (node,) = read_tree(disk, tmp_path).find("*/imitation")
+    assert (node.target, node.runs) == (target, ())
+    assert node.mtime > 1
+
+
+def test_file_system_that_speaks_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Each block that it speaks of would be noted: many are many GiB of memory."""
+    (tmp_path / "disk.raw").write_bytes(bytes(1 << 20))
+    disk = RawDisk(tmp_path / "disk.raw")
+    good = Root(start=4096, block=1024, size=100 << 10, nodes=(), journal=(), free=((4096, 8192),))
+    require_within(disk, good)
+    file = Node(path="/x", inode=12, mode=0o100644, uid=0, gid=0, size=1, mtime=0, target="", runs=())
+    for bad, why in (
+        (replace(good, size=1 << 20), "larger than its disk"),
+        (replace(good, free=((4096, 1 << 60),)), "blocks that are not in it"),
+        (replace(good, journal=(Run(at=0, disk=0, length=1024),)), "blocks that are not in it"),
+        (replace(good, nodes=(replace(file, runs=(Run(at=0, disk=8192, length=-1024),)),)), "not in it"),
+        (replace(good, nodes=(replace(file, size=MOST_BYTES),) * 2), "more than 256 GiB"),
+    ):
+        with pytest.raises(VerifyError, match=why):
+            require_within(disk, bad)
+
+
+def test_lists_of_packages_and_targets_of_links_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "disk.raw").write_bytes(bytes(8192))
+    node = Node(
+        path=f"{DPKG_LISTS}x.list", inode=12, mode=0o100644, uid=0, gid=0, size=1 << 37, mtime=0, target="", runs=()
+    )
+    with (tmp_path / "disk.raw").open("rb") as file, pytest.raises(VerifyError, match="more than 16777216"):
+        package_of([node], file.fileno())
+    link_node = replace(node, mode=0o120777, path="/link")
+    with pytest.raises(VerifyError, match="it is not told where it leads"):
+        list(tar_stream([link_node], lambda start, end: bytes(end - start)))

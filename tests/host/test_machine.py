@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.tools import seed_texts
-from vmimage.util.errors import HostError
+from vmimage.util.errors import HostError, VerifyError
 from vmimage.util.firmware import FirmwareName
 from vmimage.util.run import run
+from vmimage.vm import serial
 from vmimage.vm.accelerator import acceleration
-from vmimage.vm.machine import Hardware, console_end, make_overlay, qemu_command, qemu_value, start, write_seed
+from vmimage.vm.machine import Hardware, Machine, console_end, make_overlay, qemu_command, qemu_value, start, write_seed
 from vmimage.vm.profiles import PROFILES
+from vmimage.vm.qmp import Monitor
 from vmimage.vm.sandbox import probe, sandbox_arguments
 
 TCG = Hardware(accelerator="tcg", forwards={22: 0, 80: 8080}, memory=64, cpus=1)
@@ -130,3 +135,76 @@ def test_qemu_has_the_devices_of_every_profile(name: str, firmware: FirmwareName
     with start(hardware, disk=disk, seed=tmp_path / "seed.iso", folder=tmp_path) as machine:
         assert machine.alive()
         assert machine.port(22) > 0
+
+
+def asked(answer: bytes) -> object:
+    """Ask a machine for its system whose guest agent has answered, and says no more."""
+    ours, theirs = socket.socketpair()
+    with contextlib.closing(Monitor()) as monitor, ours, theirs:
+        theirs.sendall(answer)
+        theirs.shutdown(socket.SHUT_WR)
+        return Machine(None, monitor, Path("none"), ours).operating_system()  # type: ignore[arg-type]
+
+
+def test_guest_agent_is_read() -> None:
+    assert asked(b'{"return": {"id": "debian"}}\nmore') == {"id": "debian"}
+
+
+OTHER_ANSWERS = [
+    *(b"\n", b"[]\n", b"null\n", b"5\n", b'"x"\n', b'{"error": {}}\n', b"\xff\n", b"[" * 60_000 + b"\n"),
+    *(b'{"return": []}\n', b'{"return": null}\n'),
+    # Without an end.
+    *(b"", b"{", b"x" * 100_000, b'{"return": {}}'),
+]
+
+
+@pytest.mark.parametrize("answer", OTHER_ANSWERS, ids=lambda answer: str(answer[:20]))
+def test_guest_agent_that_answers_something_else_is_an_error(answer: bytes) -> None:
+    with pytest.raises(VerifyError, match=r"^the QEMU guest agent (does not answer|answers something else)") as refused:
+        asked(answer)
+    assert len(str(refused.value)) < 500
+
+
+def test_guest_agent_that_answers_slowly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, and the end of the line never."""
+    monkeypatch.setattr("vmimage.vm.machine.AGENT_SECONDS", 0.5)
+    ours, theirs = socket.socketpair()
+    stop = threading.Event()
+
+    def drip() -> None:
+        while not stop.wait(0.1):
+            theirs.sendall(b" ")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    started = time.monotonic()
+    try:
+        with (
+            contextlib.closing(Monitor()) as monitor,
+            pytest.raises(VerifyError, match=r"did not end within|timed out"),
+        ):
+            Machine(None, monitor, Path("none"), ours).operating_system()  # type: ignore[arg-type]
+        assert time.monotonic() - started < 5
+    finally:
+        stop.set()
+        thread.join()
+        ours.close()
+        theirs.close()
+
+
+def test_console_that_is_filled_without_end_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serial, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(serial, "KEPT_BYTES", 1000)
+    monkeypatch.setattr(serial, "LOOK_EVERY_SECONDS", 0.02)
+    path = tmp_path / "serial.log"
+    with serial.bounded(path), path.open("ab", buffering=0) as file:
+        for number in range(2000):
+            file.write(b"%06d " % number + b"x" * 92 + b"\n")
+            time.sleep(0.0002)
+    assert path.stat().st_size <= 10_000
+    assert serial.was_cut(path)
+    assert path.read_bytes().splitlines()[-1].startswith(b"001999 ")
+    path.write_bytes(b"little")
+    serial.cut(path)
+    assert path.read_bytes() == b"little"
+    assert not serial.was_cut(path)

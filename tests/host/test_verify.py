@@ -57,6 +57,24 @@ def test_junit_is_read(tmp_path: Path) -> None:
     assert check.failures == ["bad:\n    E   AssertionError: assert 1 == 2", "broken:\n    fixture failed"]
 
 
+def test_junit_in_which_a_guest_says_too_much_or_breaks_it_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "junit.xml"
+    for text, why in (("<testsuites>", "cannot be read"), ("<a>" + "x" * 2000 + "</a>", "more than 0 MiB")):
+        path.write_text(text)
+        monkeypatch.setattr("vmimage.stages.verify.checks.MOST_JUNIT_BYTES", 1000)
+        check = Check(name="x", tests=1)
+        read_junit(path, check)
+        assert why in check.failures[0]
+        assert not check.passed
+    path.write_text(f'<a><testcase name="t"><failure>{"y" * 900}</failure></testcase></a>')
+    monkeypatch.setattr("vmimage.stages.verify.checks.MOST_LINE", 50)
+    check = Check(name="x")
+    read_junit(path, check)
+    assert check.failures == ["t:\n    " + "y" * 50]
+
+
 def test_no_junit_is_no_pass(tmp_path: Path) -> None:
     check = Check(name="m")
     read_junit(tmp_path / "none.xml", check)

@@ -54,6 +54,11 @@ def test_every_password_is_locked(tree: Tree) -> None:
     assert {user for user, text in hashes.items() if text[:1] not in ("*", "!")} == set()
 
 
+@pytest.mark.parametrize("path", ["/etc/hostname", "/etc/hosts", "/etc/fstab"])
+def test_modes_are_not_those_of_the_host_that_built_it(tree: Tree, path: str) -> None:
+    assert stat.S_IMODE(tree.nodes[path].mode) == 0o644
+
+
 def test_no_authorized_keys(tree: Tree) -> None:
     assert [node.path for node in tree.find("*/authorized_keys*") if node.size] == []
 

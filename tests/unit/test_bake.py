@@ -24,6 +24,7 @@ from vmimage.util.errors import BuildError
 from vmimage.util.render import hcl_string, render
 from vmimage.util.run import Completed
 from vmimage.vm.accelerator import Accelerator
+from vmimage.vm.serial import CUT
 from vmimage.vm.ssh import KeyPair
 
 KEY = KeyPair(private=Path("/w/key"), public="ssh-ed25519 AAAA")
@@ -213,4 +214,11 @@ def test_write_that_the_guest_lost_fails_the_bake(tmp_path: Path) -> None:
     require_written(serial)
     serial.write_text("[ 1.0] vda: vda1\n[36.1] I/O error, dev vda, sector 1130496 op 0x1:(WRITE) flags 0x4000\n")
     with pytest.raises(BuildError, match="could not write to its disk: I/O error, dev vda, sector 1130496"):
+        require_written(serial)
+
+
+def test_console_that_was_cut_may_hide_a_lost_write(tmp_path: Path) -> None:
+    serial = tmp_path / "serial.log"
+    serial.write_bytes(CUT + b"[ 1.0] vda: vda1\n")
+    with pytest.raises(BuildError, match="may not be seen any more"):
         require_written(serial)

@@ -99,6 +99,17 @@ def test_however_the_console_is_cut_into_reads(
     assert follower.keys == BOTH
 
 
+def test_console_that_was_cut_is_read_on(tmp_path: Path) -> None:
+    """What grows without end is cut while it is read (vm/serial.py)."""
+    serial = tmp_path / "log"
+    serial.write_bytes(b"much" * 10_000)
+    follower = Follower(serial)
+    assert not follower.read()
+    serial.write_bytes(BOOT + line(ED25519))
+    assert follower.read()
+    assert follower.keys == {"ssh-ed25519": ED25519}
+
+
 def test_guest_that_writes_gigabytes_costs_little_and_is_seen_again(tmp_path: Path) -> None:
     serial = tmp_path / "log"
     with serial.open("wb") as file:

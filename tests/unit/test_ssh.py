@@ -114,11 +114,11 @@ def test_machine_that_gets_further_is_waited_for_but_not_for_ever(guest: socket.
     assert time.monotonic() - started > 1.5
 
 
-def test_guest_that_takes_a_command_and_never_ends_it_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guest_whose_commands_do_not_end_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh, "ATTEMPT_SECONDS", 0.5)
-    key, started = make_key(tmp_path), time.monotonic()
-    with ssh_server(host_key("ed25519"), status=None) as port, pytest.raises(VerifyError, match="did not answer ssh"):
-        wait_for_ssh(port, "dev", key.private, timeout=1, alive=lambda: True)
-    assert time.monotonic() - started < 10
+    key = make_key(tmp_path).private
+    with (
+        ssh_server(host_key("ed25519"), status=None) as port,
+        pytest.raises(VerifyError, match=r"did not answer ssh within .* a command in the machine did not end"),
+    ):
+        wait_for_ssh(port, "dev", key, timeout=1.5, alive=lambda: True)

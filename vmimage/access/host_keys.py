@@ -50,7 +50,10 @@ class Follower:
     def read(self) -> bool:
         """Read what is new; returns whether keys were told, also those that were known before."""
         with self._serial.open("rb") as file:
-            first = max(self._position, file.seek(0, 2) - WINDOW_BYTES)
+            end = file.seek(0, 2)
+            # It was cut, since a guest may fill it without end.
+            self._position = self._position if self._position <= end else 0
+            first = max(self._position, end - WINDOW_BYTES)
             file.seek(first)
             text = (self._rest if first == self._position else b"") + file.read(WINDOW_BYTES)
             self._position = file.tell()

@@ -164,9 +164,7 @@ def read_answer(channel: paramiko.Channel, *, seconds: float) -> tuple[int, str,
             raise HostError(f"the machine answers with more than {ANSWER_BYTES >> 10} KiB", hint="is it yours?")
         texts.append(data.decode(errors="replace"))
     output, errors = texts
-    if not channel.status_event.wait(end - time.monotonic()):
-        raise TimeoutError("the command does not end")
-    return channel.recv_exit_status(), output, errors
+    return bounded.exit_status(channel, end - time.monotonic()), output, errors
 
 
 class _Refuse(paramiko.MissingHostKeyPolicy):

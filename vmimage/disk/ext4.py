@@ -20,7 +20,11 @@ CHUNK = 4 << 20
 
 MOST_READ_BYTES = 1 << 20
 """Of a file that is looked into."""
+MOST_BYTES = 1 << 38
+"""Of all files together; those that have several names count as often."""
 MOST_NODES = 2_000_000
+LONGEST_TARGET = 4096
+"""Bytes of a link's target, as Linux has it."""
 MOST_LEVELS = 250
 """Of a tree; a folder that contains itself has no end."""
 AT_ONCE = 20_000
@@ -28,8 +32,10 @@ AT_ONCE = 20_000
 LIMITS = Limits(output=256 << 20)
 """Of one call of debugfs."""
 
-_SECTION = re.compile(r"^debugfs: .*\n", re.MULTILINE)
+_SECTION = re.compile(r"^debugfs: (.*)\n", re.MULTILINE)
 _ENTRY = re.compile(r"^/(\d+)/(\d{6})/(\d+)/(\d+)/(.*)/(\d*)/$", re.MULTILINE)
+_LONG_ENTRY = re.compile(r" *\d+ +\d+ \(\d+\) +\d+ +\d+ +\d+ .*")
+_LINK = '\nFast link dest: "'
 _RUN = re.compile(r"\((\d+)[^)]*\):(\d+)(?:-(\d+))?")
 
 
@@ -137,8 +143,9 @@ def read_root(disk: RawDisk, work: Path) -> Root:
     details = dict(zip(inodes, _ask(disk, [f"stat <{inode}>" for inode in inodes], work), strict=True))
     nodes = []
     for path, inode, mode, uid, gid, size in found:
-        target = re.search(r'^Fast link dest: "(.*)"$', details[inode], re.MULTILINE)
-        mtime = re.search(r"^ *mtime: 0x([0-9a-f]{8})", details[inode], re.MULTILINE)
+        # A link may lead to any text, also to one like those that stand before it.
+        about, _, target = details[inode].partition(_LINK)
+        mtime = re.search(r"^ *mtime: 0x([0-9a-f]{8})", about, re.MULTILINE)
         nodes.append(
             Node(
                 path=path,
@@ -148,13 +155,32 @@ def read_root(disk: RawDisk, work: Path) -> Root:
                 gid=gid,
                 size=size,
                 mtime=int(mtime[1], 16) if mtime else 0,
-                target=target[1] if target else "",
-                runs=parse_runs(details[inode], start, block),
+                target=target.rstrip("\n").removesuffix('"'),
+                runs=parse_runs(about, start, block),
             )
         )
     free = parse_free(groups, start, block)
-    journal = parse_runs(details[JOURNAL_INODE], start, block)
-    return Root(start=start, block=block, size=block * count, nodes=tuple(nodes), journal=journal, free=free)
+    journal = parse_runs(details[JOURNAL_INODE].partition(_LINK)[0], start, block)
+    root = Root(start=start, block=block, size=block * count, nodes=tuple(nodes), journal=journal, free=free)
+    require_within(disk, root)
+    return root
+
+
+def require_within(disk: RawDisk, root: Root) -> None:
+    """Check that all that a file system speaks of is in it, and it is on the disk.
+
+    Raises:
+        VerifyError: It is not, or its files come to an absurd size.
+    """
+    end = root.start + root.size
+    if end > disk.path.stat().st_size:
+        raise VerifyError(f"{disk.path}: its root file system is larger than its disk")
+    runs = [*root.journal, *(one for node in root.nodes for one in node.runs)]
+    places = [*root.free, *((one.disk, one.disk + one.length) for one in runs)]
+    if any(not root.start <= first < last <= end for first, last in places):
+        raise VerifyError(f"{disk.path}: its root file system speaks of blocks that are not in it")
+    if sum(node.size for node in root.nodes) > MOST_BYTES:
+        raise VerifyError(f"{disk.path}: its files have more than {MOST_BYTES >> 30} GiB, holes included")
 
 
 def parse_runs(text: str, start: int, block: int) -> tuple[Run, ...]:
@@ -225,6 +251,8 @@ def _zeros(count: int) -> Iterator[bytes]:
 
 
 def _long_target(node: Node, read: Callable[[int, int], bytes]) -> str:
+    if not node.runs or node.size > LONGEST_TARGET:
+        raise VerifyError(f"{node.path} is a link of which it is not told where it leads")
     return read(node.runs[0].disk, node.runs[0].disk + node.size).decode(errors="surrogateescape")
 
 
@@ -238,8 +266,9 @@ def _walk(disk: RawDisk, work: Path) -> Iterator[tuple[str, int, int, int, int, 
     folders, count = {ROOT_INODE}, 0
     for _ in range(MOST_LEVELS):
         below = []
-        listings = _ask(disk, [f"ls -p <{inode}>" for _, inode in level], work)
-        for (folder, _), listing in zip(level, listings, strict=True):
+        listings, other = (_ask(disk, [f"ls {form} <{inode}>" for _, inode in level], work) for form in ("-p", "-l"))
+        for (folder, _), listing, again in zip(level, listings, other, strict=True):
+            _require_same_lines(disk, folder, listing, again)
             for name, inode, mode, uid, gid, size in _entries(disk, folder, listing):
                 count += 1
                 if stat.S_ISDIR(mode):
@@ -254,6 +283,17 @@ def _walk(disk: RawDisk, work: Path) -> Iterator[tuple[str, int, int, int, int, 
             return
         level = below
     raise VerifyError(f"{disk.path} has folders that are more than {MOST_LEVELS} levels deep")
+
+
+def _require_same_lines(disk: RawDisk, folder: str, listing: str, again: str) -> None:
+    """Check that no name is of several lines, which would be taken for other entries.
+
+    Args:
+        again: The same folder in a form whose lines begin otherwise: what is two entries in one is none in the other.
+    """
+    lines = [line for line in again.splitlines() if line]
+    if not all(map(_LONG_ENTRY.fullmatch, lines)) or len(lines) != len(list(filter(None, listing.splitlines()))):
+        raise VerifyError(f"{disk.path}: cannot read the folder {folder or '/'}: a name in it has several lines")
 
 
 def _entries(disk: RawDisk, folder: str, listing: str) -> Iterator[tuple[str, int, int, int, int, int]]:
@@ -282,9 +322,10 @@ def _ask(disk: RawDisk, requests: Sequence[str], work: Path) -> list[str]:
         output = _run(["debugfs", "-f", script, disk.root])
         script.unlink()
         # It repeats each request before the answer; what it says of itself comes before the first.
-        answers += _SECTION.split(output)[1:]
-    if len(answers) != len(requests):
-        raise VerifyError(f"cannot read the root file system of {disk.path}: debugfs answered in another form")
+        parts = _SECTION.split(output)[1:]
+        if parts[::2] != list(some):
+            raise VerifyError(f"cannot read the root file system of {disk.path}: debugfs answered in another form")
+        answers += parts[1::2]
     return answers
 
 

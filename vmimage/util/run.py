@@ -27,6 +27,8 @@ from vmimage.util.errors import BuildError, HostError, VmimageError
 log = logging.getLogger(__name__)
 
 TAIL_LINES = 30
+MOST_OUTPUT = 256 << 20
+"""Characters that any program may say: what steps and tests say comes from guests."""
 
 _running: set[subprocess.Popen[str]] = set()
 _guard = threading.Lock()
@@ -81,7 +83,10 @@ def spawn(
     """
     log.debug("$ %s", shlex.join(map(str, argv)))
     with contextlib.ExitStack() as stack:
-        stdout = stack.enter_context(output.open("wb")) if isinstance(output, Path) else output
+        if isinstance(output, Path):
+            output.write_bytes(b"")
+        # For appending: who bounds such a file cuts it while it is written.
+        stdout = stack.enter_context(output.open("ab")) if isinstance(output, Path) else output
         try:
             process = subprocess.Popen(
                 confined(argv, confine),
@@ -139,7 +144,7 @@ def run(
     Args:
         timeout: Seconds until it is killed.
         check: Raise `error`, with the end of the output, when it exits with another status than 0.
-        most_output: Characters that it may say, for one that reads what is not ours.
+        most_output: Characters that it may say, for one that reads what is not ours; else MOST_OUTPUT.
 
     Raises:
         VmimageError: (the type given as `error`) it failed, took longer than `timeout`, or said too much.
@@ -150,10 +155,11 @@ def run(
         assert process.stdout is not None  # noqa: S101 - PIPE was asked for; this tells mypy
         threading.Thread(target=_end_group, args=(process.pid,), daemon=True).start()
         with _deadline(process, timeout) as expired:
-            while raw := process.stdout.readline(most_output or -1):
+            most = most_output or MOST_OUTPUT
+            while raw := process.stdout.readline(most + 1):
                 said += len(raw)
-                if most_output and said > most_output:
-                    raise error(f"`{shlex.join(map(str, argv))}` says more than {most_output} characters")
+                if said > most:
+                    raise error(f"`{shlex.join(map(str, argv))}` says more than {most} characters")
                 line = raw.rstrip("\n")
                 lines.append(line)
                 # What is bounded is data that is read, a list of all files for instance.

@@ -102,3 +102,14 @@ def read_all(channel: paramiko.Channel, receive: Callable[[int], bytes], *, limi
             break
         text += part
     return bytes(text)
+
+
+def exit_status(channel: paramiko.Channel, seconds: float) -> int:
+    """Wait for the end of a command; returns its exit status.
+
+    Raises:
+        TimeoutError: It takes longer.
+    """
+    if not channel.status_event.wait(seconds):
+        raise TimeoutError(f"a command in the machine did not end within {seconds:.0f} s")
+    return channel.recv_exit_status()

@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,11 +27,15 @@ from vmimage.vm.accelerator import Accelerator, acceleration, cpu_model
 from vmimage.vm.profiles import PROFILES
 from vmimage.vm.qmp import Monitor
 from vmimage.vm.sandbox import sandbox_arguments
+from vmimage.vm.serial import bounded
 
 SERIAL = "serial.log"
 AGENT_SECONDS = 60.0
 CONSOLE_LINES = 30
 MOST_CONSOLE_BYTES = 64 << 10
+MOST_ANSWER_BYTES = 64 << 10
+"""Of the guest agent."""
+SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +152,11 @@ def qemu_value(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
+def appended(identity: str, path: Path) -> str:
+    """Return QEMU's `-chardev` that appends to a file, so that it can be cut while it is written."""
+    return f"file,id={identity},path={qemu_value(path)},append=on"
+
+
 class Machine:
     """A running guest."""
 
@@ -189,11 +199,13 @@ class Machine:
         try:
             self._agent.settimeout(AGENT_SECONDS)
             self._agent.sendall(b'{"execute": "guest-get-osinfo"}\n')
-            with self._agent.makefile("rb") as answers:
-                answer: dict[str, object] = json.loads(answers.readline())["return"]
-        except (OSError, ValueError, KeyError) as error:
+            answer = json.loads(read_line(self._agent, seconds=AGENT_SECONDS))
+        except (OSError, ValueError, RecursionError) as error:
             raise VerifyError(f"the QEMU guest agent does not answer: {error}") from error
-        return answer
+        system = answer.get("return") if isinstance(answer, dict) else None
+        if not isinstance(system, dict):
+            raise VerifyError(f"the QEMU guest agent answers something else: {str(answer)[:SHOWN_CHARACTERS]}")
+        return system
 
     def screenshot(self, path: Path) -> bool:
         """Write the guest's screen as a PNG; returns whether that could be done."""
@@ -202,6 +214,26 @@ class Machine:
         except (ExecuteError, QMPError, OSError, EOFError):
             return False
         return True
+
+
+def read_line(connection: socket.socket, *, seconds: float, most: int = MOST_ANSWER_BYTES) -> bytes:
+    """Return what a guest sends up to the end of a line; what comes behind it is dropped.
+
+    Raises:
+        ValueError: It is longer than `most` bytes, or there is no end.
+        OSError: It takes more than `seconds` in all, or nothing can be received.
+    """
+    text = bytearray()
+    end = time.monotonic() + seconds
+    while b"\n" not in text:
+        connection.settimeout(max(0.01, end - time.monotonic()))
+        part = connection.recv(4096)
+        text += part
+        if not part or len(text) > most:
+            raise ValueError(f"it ended after {len(text)} bytes" if not part else f"it says more than {most} bytes")
+        if time.monotonic() > end:
+            raise TimeoutError(f"its answer did not end within {seconds:.0f} s")
+    return bytes(text.partition(b"\n")[0])
 
 
 def console_end(serial: Path, lines: int = CONSOLE_LINES) -> str:
@@ -236,7 +268,9 @@ def start(hardware: Hardware, *, disk: Path, seed: Path, folder: Path) -> Iterat
             stack.enter_context(end)
         with theirs, agent_theirs:
             fds = (theirs.fileno(), agent_theirs.fileno())
-            command = qemu_command(hardware, disk=disk, seed=seed, folder=folder, serial=f"file:{serial}", fds=fds)
+            command = qemu_command(hardware, disk=disk, seed=seed, folder=folder, serial="chardev:console", fds=fds)
+            command += ["-chardev", appended("console", serial)]
+            stack.enter_context(bounded(serial, messages))
             process = stack.enter_context(spawn(command, output=messages, pass_fds=fds))
         monitor = Monitor()
         stack.callback(monitor.close)

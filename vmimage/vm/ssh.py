@@ -161,12 +161,16 @@ def _join(one: socket.socket, other: socket.socket) -> None:
 
 
 def _answers(client: paramiko.SSHClient) -> bool:
-    """Run a command; a guest may take it, and never say that it has ended."""
+    """Run a command.
+
+    Raises:
+        TimeoutError: The guest takes it, and never says that it has ended.
+    """
     session = client.get_transport()
     if session is None:
         return False
     channel = bounded.start(session, "true", seconds=ATTEMPT_SECONDS)
-    return channel.status_event.wait(ATTEMPT_SECONDS) and channel.recv_exit_status() == 0
+    return bounded.exit_status(channel, ATTEMPT_SECONDS) == 0
 
 
 def wait_for_ssh(

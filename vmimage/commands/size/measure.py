@@ -23,6 +23,7 @@ from vmimage.disk.raw import RawDisk, extents, read_range
 from vmimage.formats.qcow2 import ZSTD_LEVEL
 from vmimage.plan import laid_files
 from vmimage.spec.model import Component
+from vmimage.util.errors import VerifyError
 
 BLOCK = 4096
 """Bytes that have one owner: the block of the file system, and what qemu-img looks for zeros in."""
@@ -37,6 +38,9 @@ OUTSIDE: Owner = ("boot", "partition table, BIOS GRUB, ESP")
 
 # Modules by folder: drivers/net, fs, …
 MODULE = re.compile(r"^/usr/lib/modules/[^/]+/kernel/(drivers/[^/]+|[^/]+)/")
+MOST_LIST_BYTES = 16 << 20
+"""Of dpkg's list of the files of a package."""
+MOST_OWNERS = 65535
 DPKG_LISTS = "/var/lib/dpkg/info/"
 CONTAINER_IMAGES = "/var/lib/rancher/k3s/agent/images/"
 
@@ -146,7 +150,9 @@ def package_of(nodes: Sequence[Node], fd: int) -> dict[str, str]:
     """Return path -> package, from the lists that dpkg keeps in the image."""
     found: dict[str, str] = {}
     for node in nodes:
-        if node.path.startswith(DPKG_LISTS) and node.path.endswith(".list"):
+        if node.path.startswith(DPKG_LISTS) and node.path.endswith(".list") and stat.S_ISREG(node.mode):
+            if node.size > MOST_LIST_BYTES:
+                raise VerifyError(f"{node.path} of the image has {node.size} bytes, more than {MOST_LIST_BYTES}")
             name = node.path.removeprefix(DPKG_LISTS).removesuffix(".list").partition(":")[0]
             text = b"".join(contents(node, lambda start, end: read_range(fd, start, end))).decode(errors="replace")
             found |= {merged_usr(path): name for path in text.splitlines()}
@@ -185,6 +191,8 @@ def _by_prefix(path: str, rules: Mapping[str, str]) -> str | None:
 def block_owners(root: Root, disk_size: int, owners: Sequence[Owner]) -> tuple[array[int], list[Owner]]:
     """Return for each block of the disk the number of its owner, and the owners by number; pure."""
     numbers = {owner: i for i, owner in enumerate(dict.fromkeys([OUTSIDE, TABLES, JOURNAL, FREE, *owners]))}
+    if len(numbers) > MOST_OWNERS:
+        raise VerifyError(f"the image has {len(numbers)} parts, more than {MOST_OWNERS}")
     table = array("H", [numbers[OUTSIDE]]) * (-(-disk_size // BLOCK))
 
     def fill(start: int, end: int, owner: Owner) -> None:

@@ -12,7 +12,7 @@ from vmimage.stages.bake.payload import LABEL, MOUNT
 from vmimage.stages.bake.ports import BakePorts
 from vmimage.stages.bake.snapshot import DRIVE, SOCKET
 from vmimage.vm.accelerator import Accelerator, cpu_model, machine_cpus
-from vmimage.vm.machine import SERIAL, qemu_value
+from vmimage.vm.machine import SERIAL, appended, qemu_value
 from vmimage.vm.ssh import KeyPair
 
 OVERLAY = "overlay.qcow2"
@@ -104,7 +104,8 @@ def qemu_arguments(
             "-blockdev",
             f"driver=raw,node-name=payload,read-only=on,file.driver=file,file.filename={qemu_value(payload)}",
         ),
-        ("-serial", f"file:{serial}"),
+        ("-chardev", appended("console", serial)),
+        ("-serial", "chardev:console"),
         ("-smbios", f"type=11,value=io.systemd.credential.binary:ssh.authorized_keys.root={key}"),
         # Any user of this host could type into a server that Packer starts; see `disable_vnc` in the template.
         ("-vnc", "none"),

@@ -13,6 +13,7 @@ from vmimage.util.console import Step
 from vmimage.util.errors import BuildError
 from vmimage.util.run import tail
 from vmimage.vm.machine import SERIAL, console_end
+from vmimage.vm.serial import MOST_BYTES, was_cut
 
 _STEP_LINE = re.compile(r"vmimage-step: (start|done|layer) (\S+)")
 
@@ -79,8 +80,13 @@ def require_written(serial: Path) -> None:
     Raises:
         BuildError: It did.
     """
-    said = serial.read_text(errors="replace") if serial.exists() else ""
-    lost = re.search(r"I/O error, dev vd.*", said)
+    if not serial.exists():
+        return
+    if was_cut(serial):
+        raise BuildError("the guest said so much on its console that a lost write may not be seen any more")
+    with serial.open("rb") as file:
+        said = file.read(MOST_BYTES).decode(errors="replace")
+    lost = re.search(r"I/O error, dev vd.{0,200}", said)
     if lost:
         raise BuildError(
             f"the guest could not write to its disk: {lost[0].strip()}",

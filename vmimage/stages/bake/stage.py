@@ -36,6 +36,7 @@ from vmimage.util.run import run
 from vmimage.vm.accelerator import Accelerator, acceleration, cpu_model
 from vmimage.vm.machine import SERIAL
 from vmimage.vm.sandbox import sandbox_arguments
+from vmimage.vm.serial import bounded
 from vmimage.vm.ssh import answered_port, make_key
 
 DISK = "disk.raw"
@@ -158,7 +159,7 @@ def make_bake(
     behind = f", behind {bake.layers[layers.done - 1].step_name}" if layers.done else ""
     step.now(f"boot the base{behind}")
     position = Position(step, folder, layers, {layer.script: layer for layer in remaining})
-    with own_ports(layers.store) as ports, answered_port(ports.ssh) as ssh_port:
+    with own_ports(layers.store) as ports, answered_port(ports.ssh) as ssh_port, bounded(folder / SERIAL):
         values = packer_values(scripts, base, folder, key, accelerator, ports, ssh_port, sandbox_arguments())
         (folder / "image.pkr.hcl").write_text(render(PROJECT / "packer" / "image.pkr.hcl.j2", values))
         prepare_plugins(folder, step.now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from vmimage.util.console import Step
 from vmimage.util.errors import HostError, VmimageError
 from vmimage.util.files import place
 from vmimage.vm.accelerator import Accelerator, machine_cpus
+from vmimage.vm.bounded import exit_status, read_all
 from vmimage.vm.clone import OVERLAY, SEED, USER, Clone, cloned
 from vmimage.vm.machine import SERIAL, Hardware, console_end, qemu_command
 
@@ -148,7 +150,7 @@ def _flush(clone: Clone) -> None:
     """Let a guest write all it has to its disk."""
     with clone.log_in() as client:
         _, stdout, _ = client.exec_command("sync", timeout=FLUSH_SECONDS)
-        stdout.channel.recv_exit_status()
+        exit_status(stdout.channel, FLUSH_SECONDS)
 
 
 def _keep(folder: Path, disk: Opened, work: Path, hardware: Hardware) -> None:
@@ -172,5 +174,7 @@ def _identity(clone: Clone) -> dict[str, list[str]]:
     with clone.log_in() as client:
         for name, command in IDENTITIES.items():
             _, stdout, _ = client.exec_command(command, timeout=CLUSTER_SECONDS)
-            found[name] = stdout.read(MOST_IDENTITY_BYTES).decode(errors="replace").splitlines()
+            end = time.monotonic() + CLUSTER_SECONDS
+            said = read_all(stdout.channel, stdout.channel.recv, limit=MOST_IDENTITY_BYTES, end=end)
+            found[name] = said.decode(errors="replace").splitlines()
     return found
