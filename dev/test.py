@@ -16,6 +16,8 @@ from vmimage.util.errors import InputError
 
 # Those of one file share what is slow to make, so a file stays in one process.
 PARALLEL = ("--numprocesses=auto", "--dist=loadfile")
+FUZZ_TESTS = "tests/host/test_fuzz_formats.py"
+MOST_FUZZ_MINUTES = 24 * 60
 NO_TESTS = 5
 """pytest's exit status when it found no test to run."""
 
@@ -59,3 +61,19 @@ def run_tests(
     bad = [status for status in statuses if status not in (0, NO_TESTS)]
     if bad or all(statuses):
         raise Exit(code=(bad or statuses)[0])
+
+
+def run_fuzz(minutes: float) -> None:
+    """Try the readers of foreign files with mutated ones, others in every run.
+
+    Raises:
+        Exit: One was neither taken nor refused, with pytest's exit status; the mutation is shown.
+    """
+    with errors_shown(Console()):
+        if not 0 < minutes < MOST_FUZZ_MINUTES:
+            raise InputError(f"--fuzz {minutes}: not so many minutes", hint=f"up to {MOST_FUZZ_MINUTES}")
+    argv = [sys.executable, "-m", "pytest", FUZZ_TESTS]
+    environment = {**os.environ, "VMIMAGE_FUZZ_MINUTES": str(minutes)}
+    status = subprocess.run(argv, cwd=PROJECT, env=environment, check=False).returncode
+    if status:
+        raise Exit(code=status)

@@ -17,7 +17,7 @@ import pytest
 from vmimage import PROJECT
 from vmimage.util import confine
 from vmimage.util.confine import DEFAULT, Limits, confined_argv, run_confined, shuts_in
-from vmimage.util.errors import BuildError, VerifyError
+from vmimage.util.errors import BuildError, HostError, VerifyError
 
 needs_namespaces = pytest.mark.skipif(not shuts_in(), reason="user namespaces are forbidden here")
 
@@ -89,8 +89,10 @@ def test_failure_tells_the_program_and_what_it_said() -> None:
     with pytest.raises(BuildError, match=r"`sh -c 'echo why; exit 3'` failed with exit status 3\n    why"):
         run_confined(["sh", "-c", "echo why; exit 3"])
     assert run_confined(["sh", "-c", "exit 3"], check=False).returncode == 3
-    with pytest.raises(BuildError, match=r"cannot confine no-such-program: .*No such file"):
+    with pytest.raises(HostError, match=r"cannot confine no-such-program: .*No such file"):
         run_confined(["no-such-program"])
+    with pytest.raises(BuildError, match=r"was ended by SIGSEGV"):
+        run_confined(["sh", "-c", "kill -SEGV $$"], check=False)
 
 
 def test_it_dies_with_us(tmp_path: Path) -> None:

@@ -16,12 +16,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vmimage.util.errors import BuildError, VmimageError
+from vmimage.util.errors import BuildError, HostError, VmimageError
 from vmimage.util.run import Completed, run, tail
 
 log = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).with_name("confine_exec.py")
+NOT_STARTED = 125
+"""Its exit status when it cannot confine, or there is no such program."""
+ENVIRONMENT = {
+    "LC_ALL": "C.UTF-8",  # what they say is read
+    "MALLOC_ARENA_MAX": "2",  # else each of their threads takes 64 MiB of address space
+}
 PROBE_SECONDS = 20.0
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 
@@ -89,12 +95,17 @@ def run_confined(
 
     Raises:
         VmimageError: (the type given as `error`) it failed, or went beyond a limit, whatever `check` says.
+        HostError: It could not be started.
     """
     command = confined_argv(argv, writable, limits, shut_in=shuts_in())
-    done = run(command, timeout=limits.seconds, check=False, most_output=limits.output, error=error)
+    done = run(command, env=ENVIRONMENT, timeout=limits.seconds, check=False, most_output=limits.output, error=error)
     said = f"`{shlex.join(map(str, argv))}`"
-    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if done.returncode == NOT_STARTED:
+        raise HostError(done.output, hint="run `invoke doctor`")
+    if done.returncode == -signal.SIGXCPU or done.seconds >= limits.seconds:
         raise error(f"{said} did not end within {limits.seconds:.0f} s{tail(done.output)}")
+    if done.returncode < 0:
+        raise error(f"{said} was ended by {signal.Signals(-done.returncode).name}{tail(done.output)}")
     if check and done.returncode:
         raise error(f"{said} failed with exit status {done.returncode}{tail(done.output)}")
     return done

@@ -114,7 +114,7 @@ def _open(
     kind = release.first_kind
     try:
         opened = open_disk(kind, release.require_file(kind), work)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise VerifyError(f"{release.file(kind).name} is refused: {error}") from error
     if opened.format == "raw":
         disk = opened.path
