@@ -266,8 +266,8 @@ def _walk(disk: RawDisk, work: Path) -> Iterator[tuple[str, int, int, int, int, 
     folders, count = {ROOT_INODE}, 0
     for _ in range(MOST_LEVELS):
         below = []
-        listings, other = (_ask(disk, [f"ls {form} <{inode}>" for _, inode in level], work) for form in ("-p", "-l"))
-        for (folder, _), listing, again in zip(level, listings, other, strict=True):
+        both = _ask(disk, [f"ls {form} <{inode}>" for _, inode in level for form in ("-p", "-l")], work)
+        for (folder, _), listing, again in zip(level, both[::2], both[1::2], strict=True):
             _require_same_lines(disk, folder, listing, again)
             for name, inode, mode, uid, gid, size in _entries(disk, folder, listing):
                 count += 1
