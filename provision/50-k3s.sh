@@ -23,8 +23,10 @@ for pin in "$PINS"/image-*; do
     esac
     install -m 0644 "$pin" "$images/$(basename "$pin").$suffix"
 done
-# With an (empty) cache file, k3s imports each archive once instead of at every start (k3s 1.33.1 and later).
+# With an (empty) cache file, k3s imports each archive once instead of at every start (k3s 1.33.1 and later). It notes
+# their times in whole seconds, and takes one with a fraction for newer, at every start.
 : > "$images/.cache.json"
+touch --date="@$(date +%s)" "$images"/*
 chmod 0700 /var/lib/rancher/k3s/agent
 # dev-env reads it as dev; it may come to hold a token.
 chgrp dev /etc/rancher/k3s/config.yaml

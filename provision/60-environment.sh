@@ -27,7 +27,10 @@ printf '{"architecture":"%s","os":"linux","config":{"Cmd":["busybox","sh","/bin/
     "$(dpkg --print-architecture)" "$layer" > config.json
 printf '[{"Config":"config.json","RepoTags":["localhost/hello:1"],"Layers":["layer.tar"]}]\n' > manifest.json
 # k3s (1.36 and before) starts its pods while it still imports the archive that it takes last, by name: a small one.
-pack /var/lib/rancher/k3s/agent/images/zz-hello.tar manifest.json config.json layer.tar
+archive=/var/lib/rancher/k3s/agent/images/zz-hello.tar
+pack "$archive" manifest.json config.json layer.tar
+# Of a whole second, or k3s imports it at every start: see 50-k3s.sh.
+touch --date="@$(date +%s)" "$archive"
 rm -rf "$work"
 
 # Which container images the machine brings: they are never removed, and brought back if they are.

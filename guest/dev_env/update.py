@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,6 +213,9 @@ def _place(path: Path, target: Path) -> None:
     durable.remove(beside)
     durable.copy(path, beside)
     os.chown(beside, 0, 0)
+    # k3s notes times in whole seconds: an archive of a later fraction would be imported at every start.
+    now = int(time.time())
+    os.utime(beside, (now, now))
     durable.move(beside, target)
 
 

@@ -248,6 +248,7 @@ def test_reboot_brings_the_share_and_the_same_cluster_back(
     until(lambda: machine.guest("cat /home/dev/src/index.html").stdout == "after\n")
     # `systemctl start` waits as long as the target does.
     machine.said("sudo systemctl start dev-env-ready.target && dev-env status | grep ^ready")
+    assert machine.guest("sudo journalctl -b -u k3s -o cat | grep -c 'Importing images'").stdout == "0\n"
     # With the certificate of the authority that it had before.
     assert kubectl(machine, tmp_path, "get", "deployment", "frontend", "-o", "name") == "deployment.apps/frontend"
     served(machine, "after\n")

@@ -133,6 +133,7 @@ def test_killed_at_every_step_it_leaves_the_old_or_the_new(machine: Machine) -> 
     machine.replace()
     new = machine.state()
     assert new["bin/helm"] == new["bin/k3s"] == new["state/images.json"] == NEW
+    assert not machine.places["k3s-airgap-images"].stat().st_mtime_ns % 10**9, "or k3s imports it at every start"
     assert not [name for name in new if "before-update" in name or name.endswith((".new", "update.json"))]
     outcomes = []
     for step in range(1, 1000):

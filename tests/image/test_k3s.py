@@ -104,6 +104,13 @@ def test_cluster_survives_another_hostname_and_a_restart(root: Host) -> None:
         root.check_output("kubectl --kubeconfig %s delete configmap kept", KUBECONFIG)
 
 
+def test_images_were_imported_once_though_k3s_was_started_again(root: Host) -> None:
+    """The check before has started it again. An import takes minutes where the machine is emulated."""
+    imported = root.check_output("journalctl -b -u k3s -o cat | grep -o 'Importing images from [^\" ]*'").splitlines()
+    archives = root.check_output("find %s -name '*.tar*'", IMAGES).split()
+    assert sorted(line.rpartition(" ")[2] for line in imported) == sorted(archives)
+
+
 def test_completion_of_kubectl_and_its_like(host: Host) -> None:
     for name in ("kubectl", "helm", "k3s", "crictl"):
         assert host.file(f"/usr/share/bash-completion/completions/{name}").exists

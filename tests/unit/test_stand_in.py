@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,8 @@ from tests.k3s_stand_in.program.services import Backend, backends, is_ready
 from tests.tools import image_archive
 
 PAUSE = "docker.io/rancher/mirrored-pause:3.6"
-
-
 HELLO = "localhost/hello:1"
+LATER = 1_700_000_000
 
 
 @pytest.fixture
@@ -48,6 +48,8 @@ def images(tmp_path: Path) -> Images:
     (folder / "k3s.tar.gz").write_bytes(gzip.compress(image_archive({PAUSE: [], "rancher/other:1": []})))
     layers = [{"bin/tool": b"old", "www/page": b"page"}, {"www/.wh.page": b"", "bin/tool": b"new"}]
     (folder / "hello.tar").write_bytes(image_archive({HELLO: layers}, Cmd=["tool"], Env=["PATH=/bin"]))
+    for path in folder.glob("*.tar*"):
+        os.utime(path, (0, 0))
     found = Images(tmp_path)
     found.import_all()
     return found
@@ -232,6 +234,21 @@ def test_pods_start_while_the_last_archive_by_name_is_imported(objects: Objects,
     images.archives = folder
     images.import_all(lambda: seen.append(images.lacks_pause()))
     assert seen[2:] == [False]
+
+
+def test_archive_of_a_fraction_of_a_second_is_imported_at_every_start(
+    images: Images, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As k3s v1.36.3 was seen to do."""
+    whole, fraction = images.archives / "hello.tar", images.archives / "k3s.tar.gz"
+    os.utime(whole, ns=(0, LATER * 10**9))
+    os.utime(fraction, ns=(0, LATER * 10**9 + 10**8))
+    told = []
+    for _ in range(2):
+        Images(images.archives.parents[1]).import_all()
+        told.append(capsys.readouterr().err)
+    assert f"Importing images from {fraction}" in told[1]
+    assert str(whole) not in told[1]
 
 
 def test_another_template_and_a_deleted_pod_make_a_new_one(kubelet: Kubelet) -> None:

@@ -6,12 +6,15 @@ import fcntl
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ PINNED = "io.cri-containerd.pinned"
 OF_AGENT = {"io.cattle.k3s.pinned": "pinned", PINNED: "pinned"}
 """What k3s pins images with that it imports from its own folder."""
 PAUSE = "rancher/mirrored-pause"
+TIMES = "%Y-%m-%dT%H:%M:%SZ"
+"""In `.cache.json`: whole seconds."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,8 @@ class Images:
         """
         cache = self.archives / ".cache.json"
         done = json.loads(cache.read_text() or "{}") if cache.exists() else {}
-        known = {path: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(self.archives.glob("*.tar*"))}
-        new = [path for path, facts in known.items() if done.get(path.name) != facts]
+        known = {path: path.stat() for path in sorted(self.archives.glob("*.tar*"))}
+        new = [path for path, facts in known.items() if _is_newer(facts, done.get(str(path)))]
         for path in new:
             with opened(path.read_bytes()) as archive:
                 self.awaited |= {full(name) for entry in entries(archive) for name in entry["RepoTags"]}
@@ -120,8 +125,11 @@ class Images:
         for path in new:
             if path == new[-1]:
                 before_last()
-            self.awaited -= set(self.import_archive(path.read_bytes(), OF_AGENT))
-            done[path.name] = known[path]
+            print(f'level=info msg="Importing images from {path}"', file=sys.stderr, flush=True)
+            names = self.import_archive(path.read_bytes(), OF_AGENT)
+            self.awaited -= set(names)
+            then = datetime.fromtimestamp(known[path].st_mtime, UTC).strftime(TIMES)
+            done[str(path)] = {"size": known[path].st_size, "modTime": then, "images": names}
         if not new:
             before_last()
         if cache.exists():
@@ -148,6 +156,13 @@ class Images:
             unpack(layer, beside)
         to.parent.mkdir(exist_ok=True)
         beside.replace(to)
+
+
+def _is_newer(facts: os.stat_result, noted: dict[str, Any] | None) -> bool:
+    """Tell whether an archive is imported again; as k3s, which compares a whole second with the whole time."""
+    if noted is None or noted["size"] != facts.st_size:
+        return True
+    return facts.st_mtime > datetime.strptime(noted["modTime"], TIMES).replace(tzinfo=UTC).timestamp()
 
 
 def full(name: str) -> str:
