@@ -218,7 +218,6 @@ def run(
         "guest-dir": "where it appears in the machine; /home/dev/NAME when not given",
         "read-only": "refuse every change",
         "follow-link": "LINK=TARGET: serve this link of the directory as what it leads to; may be given again",
-        "follow-links": "say which links lead out of the directory, and how each is named for --follow-link",
         "notify": "touch changed files in the machine, for programs there that wait for file events",
         **MACHINE,
     },
@@ -229,7 +228,6 @@ def share(
     guest_dir: str | None = None,
     read_only: bool = False,
     follow_link: list[str] | None = None,
-    follow_links: bool = False,
     notify: bool = False,
     ssh_key: str | None = None,
     ssh_port: int = 2222,
@@ -241,16 +239,8 @@ def share(
     from vmimage.commands.where import Where
 
     where = Where(host, ssh_port, ssh_key, host_key)
-    share_directory(
-        host_dir,
-        guest_dir,
-        where,
-        options(),
-        read_only=read_only,
-        follow_links=follow_links,
-        notify=notify,
-        follow=follow_link or [],
-    )
+    follow = follow_link or []
+    share_directory(host_dir, guest_dir, where, options(), read_only=read_only, notify=notify, follow=follow)
 
 
 @task(help={"json": JSON})

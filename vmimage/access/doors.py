@@ -52,20 +52,11 @@ def named_doors(root: Path, named: Sequence[str]) -> dict[bytes, bytes]:
     return dict(_door(top, text) for text in named)
 
 
-def refuse_unnamed(root: Path, named: Mapping[bytes, bytes]) -> None:
-    """Refuse to follow all links, and say how each is named.
-
-    Raises:
-        InputError: There are links that lead out of the directory, and are not named.
-    """
+def closed_doors(root: Path, named: Mapping[bytes, bytes]) -> list[str]:
+    """Return, of links that lead out of a directory and are not named, the option that names each; the first few."""
     links = {link: target for link, target in outward_links(root).items() if named.get(link) != target}
-    if links:
-        options = "".join(f"\n  {_option(link, target)}" for link, target in sorted(links.items())[:SHOWN])
-        more = f"\n  and {len(links) - SHOWN} more" if len(links) > SHOWN else ""
-        raise InputError(
-            f"{len(links)} links lead out of {root}, and a machine that may write there may have made them",
-            hint=f"name those that are yours instead of --follow-links:{options}{more}",
-        )
+    options = [_option(link, target) for link, target in sorted(links.items())[:SHOWN]]
+    return [*options, *([f"and {len(links) - SHOWN} more"] if len(links) > SHOWN else [])]
 
 
 def _door(top: bytes, text: str) -> tuple[bytes, bytes]:

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from vmimage.access.kubeconfig import SECTIONS, Config
 from vmimage.util.errors import HostError, InputError
-from vmimage.util.files import sync, written_beside
+from vmimage.util.files import expanded, sync, written_beside
 from vmimage.util.yaml_bounds import require_bounded
 
 KEPT_BACKUPS = 5
@@ -45,7 +45,7 @@ def chosen_file(given: str | None, environment: Mapping[str, str], home: Path) -
     named = [Path(part) for part in environment.get("KUBECONFIG", "").split(os.pathsep) if part]
     # Of several, kubectl takes the first that is there, else the last.
     chosen = next((path for path in named if path.exists()), named[-1]) if named else home / ".kube" / "config"
-    path = (Path(given).expanduser() if given else chosen).absolute()
+    path = (expanded(given, "--kubeconfig") if given else chosen).absolute()
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no file", hint="name another with --kubeconfig, or in KUBECONFIG")
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from vmimage.access.hostname import require_hostname
 from vmimage.access.user_data import read_user_data, with_keys
 from vmimage.util.errors import HostError, InputError
-from vmimage.util.files import written_beside
+from vmimage.util.files import expanded, written_beside
 from vmimage.vm.machine import write_seed
 
 
@@ -46,7 +46,7 @@ def existing_seed(given: str) -> Path:
     Raises:
         InputError: There is no such file.
     """
-    path = Path(given).expanduser().absolute()
+    path = expanded(given, "--seed").absolute()
     if not path.is_file():
         raise InputError(f"--seed {given}: no file", hint="`invoke seed` writes one")
     return path

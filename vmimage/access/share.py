@@ -21,7 +21,7 @@ from pathlib import Path
 import paramiko
 
 from vmimage.access.confined import Folder
-from vmimage.access.doors import named_doors, refuse_unnamed
+from vmimage.access.doors import closed_doors, named_doors
 from vmimage.access.login import Address, log_in
 from vmimage.access.notify import Notifier, touch_command
 from vmimage.access.sftp import UNCHANGED, Service
@@ -38,6 +38,7 @@ from vmimage.access.sshfs import (
 )
 from vmimage.util.console import Console
 from vmimage.util.errors import HostError, InputError
+from vmimage.util.files import expanded
 from vmimage.util.run import tail
 from vmimage.vm.limits import COMMAND_SECONDS, SHOWN_LINES
 
@@ -52,19 +53,16 @@ READABLE = stat.S_IROTH | stat.S_IXOTH
 REFUSED_SECONDS = 60.0
 
 
-def make_share(
-    source: str, target: str | None, *, read_only: bool, follow_links: bool, notify: bool, follow: Sequence[str] = ()
-) -> Share:
+def make_share(source: str, target: str | None, *, read_only: bool, notify: bool, follow: Sequence[str] = ()) -> Share:
     """Check what the user asks for.
 
     Args:
-        follow_links: All links that lead out; refused where there are any, with the names that each needs.
         follow: Links that are served as what they lead to: LINK=TARGET.
 
     Raises:
         InputError: It cannot be shared.
     """
-    folder = Path(source).expanduser().resolve()
+    folder = expanded(source, "the directory").resolve()
     if not folder.is_dir():
         raise InputError(f"there is no directory {source}", hint="name a directory of this host")
     if not os.access(folder, os.R_OK | os.X_OK):
@@ -80,8 +78,6 @@ def make_share(
     if not where.startswith("/") or where.strip("/") == "" or not where.isprintable():
         raise InputError(f"{target}: no directory of the guest", hint="an absolute path, such as /home/dev/project")
     doors = named_doors(folder, follow)
-    if follow_links:
-        refuse_unnamed(folder, doors)
     return Share(source=folder, target=where, read_only=read_only, doors=doors, notify=notify)
 
 
@@ -93,7 +89,7 @@ def find_private_key(given: str | None) -> Path | None:
     """
     if not given:
         return None
-    path = Path(given).expanduser()
+    path = expanded(given, "--ssh-key")
     if not path.is_file() or path.suffix == ".pub":
         raise InputError(f"--ssh-key {given}: no private key", hint="name the file without .pub")
     return path
@@ -107,6 +103,8 @@ def run_share(share: Share, address: Address, known_hosts: Path, console: Consol
     """
     for link, leads_to in share.doors.items():
         console.say(f"also served, by the link {os.fsdecode(link)}: {os.fsdecode(leads_to)}")
+    if closed := closed_doors(share.source, share.doors):
+        console.say("\n  ".join(["not served, since these links lead out; each is by its option:", *closed]))
     with contextlib.closing(Folder(share.source, read_only=share.read_only, doors=share.doors)) as folder:
         carry = partial(_carry, share, address, known_hosts, folder, console)
         carry(again=False)

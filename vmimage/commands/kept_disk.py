@@ -236,5 +236,5 @@ def released_disk(release: Release, work: Path) -> Opened:
     work.mkdir()
     try:
         return open_disk(kind, path, work)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise VerifyError(f"{path.name} is refused: {error}", hint="download or build it again") from error

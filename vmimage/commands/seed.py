@@ -9,7 +9,7 @@ from vmimage.access.seed import make_seed
 from vmimage.commands.run_image import find_public_keys
 from vmimage.commands.session import errors_shown
 from vmimage.util.console import Console
-from vmimage.util.files import home
+from vmimage.util.files import expanded, home
 
 
 def write_a_seed(ssh_keys: Sequence[str], to: Path, *, hostname: str, user_data: str | None, force: bool) -> None:
@@ -23,6 +23,6 @@ def write_a_seed(ssh_keys: Sequence[str], to: Path, *, hostname: str, user_data:
         keys_folder = home() / ".ssh"
         named: Sequence[str | None] = ssh_keys or [None]
         keys = [key for given in named for key in find_public_keys(given, keys_folder)]
-        extra = Path(user_data).expanduser() if user_data else None
+        extra = expanded(user_data, "--user-data") if user_data else None
         make_seed(to, public_keys=keys, hostname=hostname, user_data=extra, force=force)
         console.say(f"written: {to}; attach it to the machine as a CD or a second disk")

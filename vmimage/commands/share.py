@@ -17,19 +17,17 @@ def share_directory(
     chosen: Options,
     *,
     read_only: bool,
-    follow_links: bool,
     notify: bool,
     follow: Sequence[str] = (),
 ) -> None:
     """Mount a directory until Ctrl-C.
 
     Args:
-        follow_links: Name all links that lead out, and end if they are not among `follow`.
         follow: Links that are served as what they lead to: LINK=TARGET.
     """
     with session(chosen) as (console, _store):
         run_share(
-            make_share(source, target, read_only=read_only, follow_links=follow_links, notify=notify, follow=follow),
+            make_share(source, target, read_only=read_only, notify=notify, follow=follow),
             where.address(),
             chosen.known_hosts,
             console,
