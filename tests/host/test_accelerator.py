@@ -49,11 +49,15 @@ def test_accelerator_that_hangs_is_passed_over_and_the_answer_is_kept(
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"subject": 1}', '"x"'])
-def test_damaged_memory_of_the_accelerator_is_no_error(tmp_path: Path, text: str) -> None:
+def test_damaged_memory_of_the_accelerator_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(accelerator, "probe_accelerator", lambda name: name)
+    monkeypatch.setattr(accelerator, "probe_passed", lambda done: done == "tcg")
     state = tmp_path / "accelerator.json"
     state.write_text(text)
     assert find_accelerator(state, "tcg") == "tcg"
-    assert find_accelerator(state) in ("kvm", "tcg")
+    assert find_accelerator(state) == "tcg"
 
 
 def test_override(tmp_path: Path) -> None:

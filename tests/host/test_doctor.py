@@ -62,7 +62,9 @@ def test_nothing_ends_the_report(chosen: Options, monkeypatch: pytest.MonkeyPatc
     def missing(*_: object) -> Finding:
         raise HostError("no guest code runs", hint="do this")
 
-    for name in ("examine_tool", "user_namespaces", "_disk", "_memory", "_file_system", "_firmware", "_accelerator"):
+    for name in ("examine_tool", "user_namespaces", "_confinement", "_accelerator", "_sandbox", "_disk", "_memory"):
+        monkeypatch.setattr(doctor, name, broken)
+    for name in ("_file_system", "_firmware"):
         monkeypatch.setattr(doctor, name, broken)
     monkeypatch.setattr(doctor, "find_accelerator", missing)
     found = {finding.subject: finding for finding in examine(chosen, chosen.cache)}

@@ -120,8 +120,8 @@ def test_other_commands(args: tuple[str, ...], scratch: Path) -> None:
 # What cannot work is told with a way out. Name -> what is run, the exit status, and a part of what is said.
 TOLD: dict[str, tuple[Run, int, str]] = {
     "no home for the cache": (Run(env={"HOME": "", "VMIMAGE_CACHE": ""}, user=NOBODY), 3, "set VMIMAGE_CACHE"),
-    "cache at the home of an unknown user": (Run(env={"VMIMAGE_CACHE": "~not-a-user/c"}), 3, "set VMIMAGE_CACHE"),
-    "mirror at the home of an unknown user": (Run(args=("plan", "toolbox", "--mirror", "~not-a-user/x")), 0, ""),
+    "cache at the home of an unknown user": (Run(env={"VMIMAGE_CACHE": "~not-a-user/c"}), 2, "no such user"),
+    "mirror at the home of an unknown user": (Run(args=("plan", "--mirror", "~not-a-user/x")), 2, "no such user"),
     "a quotation mark alone": (Run(env={"VMIMAGE_MIRROR": "/srv/a 'b"}), 0, "/srv/a/kubectl"),
     "a number that is none": (Run(args=("fetch", "toolbox"), env={"VMIMAGE_FETCH_RATE": "much"}), 2, "digits only"),
     "Debian mirror that is none": (Run(env={"VMIMAGE_DEB_MIRROR": f"ci:{PASSWORD}@m"}), 2, "'***@m' is neither a URL"),

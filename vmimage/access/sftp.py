@@ -4,10 +4,10 @@ Paramiko's own `SFTPServer` is not used: it takes every name for UTF-8, offers n
 lists 16 names a packet. What is left of it when that is mended is `paramiko.Message`, which unpacks here.
 https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02 and `PROTOCOL` in OpenSSH's source.
 
-Nor is OpenSSH's `sftp-server` in bubblewrap, which was tried. A bind mount holds the directory that was there at the start,
-so one that is removed and made anew stays gone for the machine. The server needs /usr and /etc/passwd in its root, which
-links of a guest reach there; it ends where the user has no line in that file; and hosts that allow no user namespaces
-could share nothing.
+Nor is OpenSSH's `sftp-server` in bubblewrap, which was tried. A bind mount holds the directory that was there at the
+start, so one that is removed and made anew stays gone for the machine. The server needs /usr and /etc/passwd in its
+root, which links of a guest reach there; it ends where the user has no line in that file; and hosts that allow no user
+namespaces could share nothing.
 """
 
 from __future__ import annotations
