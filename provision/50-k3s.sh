@@ -32,4 +32,4 @@ chmod 0700 /var/lib/rancher/k3s/agent
 chgrp dev /etc/rancher/k3s/config.yaml
 chmod 0640 /etc/rancher/k3s/config.yaml
 chmod 0755 /usr/local/bin/k3s-killall.sh
-systemctl --quiet enable k3s.service k3s-shutdown.service
+systemctl --quiet enable k3s.service k3s-shutdown.service dev-env-neighbours.service

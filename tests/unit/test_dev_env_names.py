@@ -298,3 +298,10 @@ def test_null_where_a_list_or_a_mapping_could_be_is_no_error() -> None:
     bare = service(ports=None, meta={"labels": None, "annotations": None, "ownerReferences": None})
     ingress = {"kind": "Ingress", "metadata": {"name": "x", "namespace": "a", "labels": None}, "spec": {"rules": None}}
     assert desired([bare], [ingress]) == []
+
+
+def test_neighbours_of_the_machine_reach_the_ports_that_services_get() -> None:
+    ports = f"{TCP_RANGE[0]}-{TCP_RANGE[-1]}"
+    rules = (PROJECT / "provision/files/50-k3s/etc/rancher/k3s/neighbours.nft").read_text()
+    assert f" {ports} }} accept" in rules
+    assert load_spec(PROJECT / "images.yaml").images["dev-env"].machine.ports == ports
