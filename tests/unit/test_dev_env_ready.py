@@ -147,6 +147,29 @@ def test_waiting_says_what_for_and_how_long_and_notes_when_each_part_was_there(
     assert json.loads(ready.READY.read_text())["seconds_since_boot"] > 0
 
 
+def test_a_machine_that_is_slow_to_answer_is_asked_less_often(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, slept = [0.0], list[float]()
+    cluster.readyz = (500, "")
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        cluster.readyz = (200, "ok") if len(slept) == 2 else cluster.readyz
+
+    look = Watch.look
+
+    def slow(watch: Watch) -> ready.Readiness:
+        now[0] += 30 if not slept else 0
+        return look(watch)
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr(Watch, "look", slow)
+    ready.wait(lambda _: None, 60)
+    assert slept == [30.0, ready.POLL_SECONDS]
+
+
 def test_who_waits_too_long_learns_how_far_it_came(cluster: Cluster) -> None:
     cluster.nodes = []
     with pytest.raises(Failure, match=r"(?s)not ready after 0 s.*node: it has not reported.*on: cluster \d+ s"):
