@@ -82,6 +82,9 @@ def do_export(options: argparse.Namespace) -> None:
     folder = None
     if options.output:
         folder = options.output.absolute().with_suffix(".charts")
+        for path in (options.output, folder):
+            if durable.there(path) and not options.force:
+                raise Failure(f"{path} exists", "remove it, give another name with --output, or say --force")
         folder.mkdir(parents=True, exist_ok=True)
     text, notes = charts.exported(folder)
     for note in notes:
@@ -236,6 +239,7 @@ def _add_charts(command: Command) -> None:
     export.add_argument(
         "--output", "-o", type=Path, metavar="FILE", help="with the charts that are only here beside it"
     )
+    export.add_argument("--force", action="store_true", help="replace the file if it exists")
     command("share", do_share)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmimage import PROJECT
+from vmimage.commands.size import treemap
 from vmimage.commands.size.measure import (
     BLOCK,
     FOLDERS,
@@ -21,12 +22,13 @@ from vmimage.commands.size.measure import (
     merged_usr,
     owner_of,
 )
-from vmimage.commands.size.report import table
+from vmimage.commands.size.report import require_replaceable, table
 from vmimage.disk.ext4 import Node, Root, Run
 from vmimage.disk.raw import extents
 from vmimage.formats.qcow2 import CLUSTER, cluster_size, write_qcow2
 from vmimage.spec.load import load_spec
 from vmimage.stages.base import write_disk
+from vmimage.util.errors import InputError
 
 PROGRAM = os.urandom(1 << 20)
 TREE = {
@@ -82,6 +84,18 @@ def test_each_part_has_its_files(size: ImageSize, group: str, name: str, file: s
     else:
         # Random bytes do not compress; at its ends the part shares clusters with others.
         assert abs(qcow2_bytes - disk_bytes) < CLUSTER
+
+
+def test_picture_replaces_only_pictures(tmp_path: Path) -> None:
+    photo, old = tmp_path / "photo.svg", tmp_path / "size.svg"
+    photo.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    old.write_text(treemap.picture(ImageSize(parts=(), tar_zst_bytes=1), "title", "subtitle"))
+    (tmp_path / "folder.svg").mkdir()
+    for path in (photo, tmp_path / "folder.svg"):
+        with pytest.raises(InputError, match="did not make it"):
+            require_replaceable(path)
+    require_replaceable(old)
+    require_replaceable(tmp_path / "new.svg")
 
 
 def test_parts_are_all_that_is_allocated_and_all_that_the_qcow2_holds(

@@ -135,3 +135,17 @@ def test_streams_and_files_have_an_end(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("bytes", "none", "a\0b", "."):
         with pytest.raises(Failure):
             bounds.read_text(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["team.yaml", "team.charts"])
+def test_export_replaces_no_file_and_no_charts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dev_env.charts.exported", lambda _: ("charts: {}\n", []))
+    output = tmp_path / "team.yaml"
+    (tmp_path / name).write_text("mine\n") if name == "team.yaml" else (tmp_path / name).mkdir()
+    assert cli.main(["export", "--output", str(output)]) == 1
+    assert f"{tmp_path / name} exists" in capsys.readouterr().err
+    assert not output.exists() or output.read_text() == "mine\n"
+    assert cli.main(["export", "--output", str(output), "--force"]) == 0
+    assert output.read_text() == "charts: {}\n"

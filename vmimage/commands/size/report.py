@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +20,12 @@ from vmimage.stages.bake.stage import DISK, BakeStage
 from vmimage.stages.release import dist as releasing
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.files import written_beside
 from vmimage.util.model import Model
 from vmimage.util.settings import Options
 
+MADE_BY, HEAD_BYTES = b'data-made-by="invoke size"', 200
+"""In the first bytes of a picture."""
 SHOWN = 12
 """Parts of a group that the table names."""
 
@@ -38,8 +42,8 @@ def show_size(
     Raises:
         InputError: There is neither, or the picture cannot be written.
     """
-    if output and output.suffix != ".svg":
-        raise InputError(f"--output {output}: the picture is an SVG", hint=f"--output {output.with_suffix('.svg')}")
+    if output:
+        require_replaceable(output)
     image = spec.images[bake.image]
     with bake.context.store.workspace("size") as work:
         name, disk, qcow2 = _open(bake, image.formats.chosen.get("qcow2"), dist, work, version)
@@ -62,11 +66,30 @@ def show_size(
     if output:
         subtitle = f"Area: bytes in the compressed image. {mib(everything.disk_bytes)} on the disk."
         try:
-            output.write_text(picture(size, f"{name}: {mib(file_bytes)} as qcow2", subtitle))
+            with written_beside(output) as beside:
+                beside.write_text(picture(size, f"{name}: {mib(file_bytes)} as qcow2", subtitle))
         except OSError as error:
             raise InputError(f"cannot write {output}: {error.strerror}", hint="give another --output") from error
         console.say(f"\nwritten: {output}")
     console.event("result", **result, output=str(output or ""))
+
+
+def require_replaceable(output: Path) -> None:
+    """Check that a picture may be written to a file.
+
+    Raises:
+        InputError: Its name is no picture's, or it is there and was not made by `invoke size`.
+    """
+    if output.suffix != ".svg":
+        raise InputError(f"--output {output}: the picture is an SVG", hint=f"--output {output.with_suffix('.svg')}")
+    if not os.path.lexists(output):
+        return
+    head = b""
+    if output.is_file():
+        with output.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    if MADE_BY not in head:
+        raise InputError(f"{output} exists, and `invoke size` did not make it", hint="give another --output")
 
 
 def table(name: str, size: ImageSize, file_bytes: int) -> Iterator[str]:
