@@ -9,14 +9,14 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task as invoke_task
 
-from dev.tasks import bench, lint, lock, schema, test
+from dev.tasks import bench, fuzz, lint, lock, schema, test
 from vmimage.commands.chosen import options
 from vmimage.commands.positionals import allow_missing_positionals
 from vmimage.util.encoding import use_utf8
 
 # What a command needs is imported when it is called: `invoke --list` needs nothing of it.
 
-__all__ = ["bench", "lint", "lock", "schema", "test"]
+__all__ = ["bench", "fuzz", "lint", "lock", "schema", "test"]
 
 use_utf8()
 allow_missing_positionals()

@@ -37,7 +37,6 @@ def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output
         "unit": "only what starts no program (seconds)",
         "host": "that, and what needs the programs of this host, but no build (minutes)",
         "keyword": "only tests that match (pytest -k)",
-        "fuzz": "only the readers of foreign files, with mutated ones, for so many minutes",
         "vagrant": "with `vagrant up` of the libvirt box, which takes minutes",
         "real-k3s": "a mirror of k3s's files: dev-env is tested with them, containers included, instead of a stand-in",
         "k3s-version": "with --real-k3s: the version to take from there, whatever its digests, if not the pinned one",
@@ -48,18 +47,22 @@ def test(
     unit: bool = False,
     host: bool = False,
     keyword: str = "",
-    fuzz: float = 0.0,
     vagrant: bool = False,
     real_k3s: str = "",
     k3s_version: str = "",
 ) -> None:
     """Run the tests, with lint and real builds."""
-    from dev.test import run_fuzz, run_tests
+    from dev.test import run_tests
 
-    if fuzz:
-        run_fuzz(fuzz)
-        return
     run_tests(unit=unit, host=host, keyword=keyword, vagrant=vagrant, real_k3s=real_k3s, k3s_version=k3s_version)
+
+
+@task(help={"minutes": "for how long"})
+def fuzz(_: Context, minutes: float = 10.0) -> None:
+    """Try the readers of foreign files with mutated ones."""
+    from dev.test import run_fuzz
+
+    run_fuzz(minutes)
 
 
 @task()

@@ -71,7 +71,7 @@ def run_fuzz(minutes: float) -> None:
     """
     with errors_shown(Console()):
         if not 0 < minutes < MOST_FUZZ_MINUTES:
-            raise InputError(f"--fuzz {minutes}: not so many minutes", hint=f"up to {MOST_FUZZ_MINUTES}")
+            raise InputError(f"--minutes {minutes}: not so many", hint=f"up to {MOST_FUZZ_MINUTES}")
     argv = [sys.executable, "-m", "pytest", FUZZ_TESTS]
     environment = {**os.environ, "VMIMAGE_FUZZ_MINUTES": str(minutes)}
     status = subprocess.run(argv, cwd=PROJECT, env=environment, check=False).returncode

@@ -1,6 +1,6 @@
 """Mutated files of every format: each is taken, or refused by the error of its kind, within time and memory.
 
-The same mutations in every run; `invoke test --fuzz MINUTES` tries others for as long as that.
+The same mutations in every run; `invoke fuzz --minutes N` tries others for as long as that.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ TASKS = [
     "clean",
     "doctor",
     "fetch",
+    "fuzz",
     "kubeconfig",
     "lint",
     "list",
