@@ -54,7 +54,7 @@ def load_spec(path: Path) -> Spec:
         lines = sorted({(p.line, f"{path.name}:{p.line}: {dotted(p.path)}{p.message}") for p in problems})
         told = [text for _, text in lines[:MOST_TOLD]]
         told += [f"and {len(lines) - MOST_TOLD} more"] if lines[MOST_TOLD:] else []
-        raise InputError("\n".join(told), hint=f"correct {path}; README.md explains the keys")
+        raise InputError("\n".join(told), hint=f"correct {path}; README.md and docs/images.md explain the keys")
     return spec
 
 

@@ -118,7 +118,7 @@ def fetch(files: Sequence[PinnedFile], store: Store, step: Step, *, fresh: bool 
         if errors:
             raise FetchError(
                 "\n".join(error.message for error in errors),
-                hint="put the files into a directory and name it with --mirror (README: mirrors), "
+                hint="put the files into a directory and name it with --mirror (docs/building.md: mirrors), "
                 "or build an image that needs none of them (toolbox needs a Python package index only)",
             )
     for file in files:
