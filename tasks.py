@@ -1,4 +1,4 @@
-"""The Invoke tasks: their names, options and help. What they do is in vmimage/commands, bench/ and dev/."""
+"""The Invoke tasks: their names, options and help. The code behind them is in vmimage/commands, bench/ and dev/."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from vmimage.commands.chosen import options
 from vmimage.commands.positionals import allow_missing_positionals
 from vmimage.util.encoding import use_utf8
 
-# What a command needs is imported when it is called: `invoke --list` needs nothing of it.
+# A task imports its command when it is called, so that `invoke --list` stays quick.
 
 __all__ = ["bench", "fuzz", "lint", "lock", "schema", "test"]
 
 use_utf8()
 allow_missing_positionals()
 
-# Short flags would be whichever letters are free: `-h` would be `--ssh-port`.
+# Invoke would give short flags to whichever letters are free: `-h` would be `--ssh-port`.
 task = partial(invoke_task, auto_shortflags=False)
 
-MIRROR = "directory or URL with pinned files, tried first; may be given again"
-DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line"
-ACCELERATOR = "kvm or tcg; found by running guest code when not given"
-JSON = "JSON lines on standard output, for machines"
-IMAGE = "an image of images.yaml; the default one when not given"
-PORT = "port on localhost"
+MIRROR = "directory or URL with pinned files, which is tried first; may be given again"
+DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line; several are separated by semicolons"
+ACCELERATOR = "kvm or tcg (default: found out by running guest code)"
+JSON = "write JSON lines to standard output, for programs"
+IMAGE = "an image of images.yaml (default: the one that images.yaml names)"
 MACHINE = {
-    "host": "where the machine answers ssh",
-    "host-key": "fingerprint of the machine's host key (SHA256:…), where it is not known or another than before",
-    "ssh-key": "your private key, if it is not one that ssh would find",
-    "ssh-port": PORT,
+    "host": "address of the machine (default 127.0.0.1)",
+    "host-key": "fingerprint of the machine's host key (SHA256:…), if the key is unknown or has changed",
+    "ssh-key": "your private key (default: those that ssh finds)",
+    "ssh-port": "port of ssh at that address (default 2222)",
 }
-MATRIX = "`full` boots every machine that a format is for; without it each file is booted once"
+MATRIX = "`full` boots each file in every machine of its format; `default` boots it once"
 
 
 @task(
@@ -49,11 +48,11 @@ MATRIX = "`full` boots every machine that a format is for; without it each file 
         "deb-mirror": DEB_MIRROR,
         "accelerator": ACCELERATOR,
         "matrix": MATRIX,
-        "from_": "do this stage, or provision step, and all behind it again: base, bake, 50-k3s, verify, …",
-        "keep-failed": "keep the disk of a machine that failed, with a script that starts it",
-        "recheck": "compare the bytes of all cached results that are used with what was made",
+        "from_": "do this stage or provision step, and everything after it, again: base, bake, 50-k3s, verify, …",
+        "keep-failed": "keep the disk of a machine that failed, with a script that starts it and lets you in",
+        "recheck": "compare the bytes of every cached result that is used; make those that differ again",
         "all_": "build every image of images.yaml",
-        "jobs": "with --all: so many images at the same time",
+        "jobs": "with --all: number of images that are built at the same time (default 1)",
         "json": JSON,
     },
 )
@@ -108,7 +107,7 @@ def plan(
     help={"image": IMAGE, "mirror": MIRROR, "json": JSON},
 )
 def fetch(_: Context, image: str | None = None, mirror: list[str] | None = None, json: bool = False) -> None:
-    """Get the pinned files of an image, verified."""
+    """Download the pinned files of an image and verify them."""
     from vmimage.commands.fetch import fetch_pins
 
     fetch_pins(image, options(mirrors=mirror or ()), json=json)
@@ -118,7 +117,7 @@ def fetch(_: Context, image: str | None = None, mirror: list[str] | None = None,
     positional=["image"],
     optional=["image"],
     iterable=["mirror"],
-    help={"image": IMAGE, "output": "the file to write", "mirror": MIRROR, "json": JSON},
+    help={"image": IMAGE, "output": "the file to write (default update.tar)", "mirror": MIRROR, "json": JSON},
 )
 def bundle(
     _: Context,
@@ -135,7 +134,7 @@ def bundle(
 
 @task(
     positional=["file"],
-    help={"file": "an image file", "accelerator": ACCELERATOR, "matrix": MATRIX, "json": JSON},
+    help={"file": "an image file, of a release or not", "accelerator": ACCELERATOR, "matrix": MATRIX, "json": JSON},
 )
 def verify(_: Context, file: str, accelerator: str | None = None, matrix: str = "default", json: bool = False) -> None:
     """Boot an image file and run the checks inside it."""
@@ -154,7 +153,7 @@ def list_(_: Context, json: bool = False) -> None:
 
 @task(help={"accelerator": ACCELERATOR, "json": JSON})
 def doctor(_: Context, accelerator: str | None = None, json: bool = False) -> None:
-    """Examine this host: tools, accelerator, disk space."""
+    """Examine this host: tools, accelerator, memory, disk space."""
     from vmimage.commands.doctor import examine_host
 
     examine_host(options(accelerator=accelerator), json=json)
@@ -165,14 +164,17 @@ def doctor(_: Context, accelerator: str | None = None, json: bool = False) -> No
     optional=["image"],
     help={
         "image": IMAGE,
-        "version": "a version in dist/; the latest when not given",
-        "as_": "the hypervisor to be like: kvm, virtualbox, vmware, hyperv",
-        "firmware": "bios or uefi",
-        "ssh-key": "public key that may log in; your own when not given",
-        "disk": "file that keeps changes; made if it is not there",
-        "seed": "what `invoke seed` wrote, instead of a seed with your key",
-        "isolated": "the machine reaches nothing, neither networks nor this host; the ports still lead in",
-        **dict.fromkeys(("ssh-port", "http-port", "https-port", "kubernetes-port"), PORT),
+        "version": "a version in dist/ (default: the latest)",
+        "as_": "give the machine the hardware of this hypervisor: kvm (default), virtualbox, vmware, hyperv",
+        "firmware": "bios (default) or uefi",
+        "ssh-key": "public key that may log in (default: yours)",
+        "disk": "file that keeps changes; it is made if it does not exist",
+        "seed": "a seed that `invoke seed` wrote, instead of one with your key",
+        "isolated": "the machine reaches no network and not this host; the forwarded ports still lead in",
+        "ssh-port": "port on localhost for ssh (default 2222)",
+        "http-port": "port on localhost for http (default 8080)",
+        "https-port": "port on localhost for https (default 8443)",
+        "kubernetes-port": "port on localhost for Kubernetes (default 6443)",
         "accelerator": ACCELERATOR,
     },
 )
@@ -192,7 +194,7 @@ def run(
     isolated: bool = False,
     accelerator: str | None = None,
 ) -> None:
-    """Start a released image in QEMU, ports on localhost."""
+    """Start a released image in QEMU, with ports on localhost."""
     from vmimage.commands.run_image import run_image
 
     run_image(
@@ -215,9 +217,9 @@ def run(
     iterable=["follow_link"],
     help={
         "host-dir": "a directory of this host",
-        "guest-dir": "where it appears in the machine; /home/dev/NAME when not given",
-        "read-only": "refuse every change",
-        "follow-link": "LINK=TARGET: serve this link of the directory as what it leads to; may be given again",
+        "guest-dir": "where it appears in the machine (default /home/dev/NAME)",
+        "read-only": "refuse every change from the machine",
+        "follow-link": "LINK=TARGET: serve this link of the directory as its target; may be given again",
         "notify": "touch changed files in the machine, for programs there that wait for file events",
         **MACHINE,
     },
@@ -234,7 +236,7 @@ def share(
     host: str = "127.0.0.1",
     host_key: str | None = None,
 ) -> None:
-    """Mount a host directory in a running machine."""
+    """Mount a directory of this host in a running machine."""
     from vmimage.commands.share import share_directory
     from vmimage.commands.where import Where
 
@@ -253,8 +255,8 @@ def cache(_: Context, json: bool = False) -> None:
 
 @task(
     help={
-        "keep": "only until the cache has this size, the least recently used first: 10G",
-        "releases": "remove dist/ too",
+        "keep": "remove the least recently used results, until the cache has this size: 10G",
+        "releases": "remove the releases in dist/, too",
     }
 )
 def clean(_: Context, keep: str = "", releases: bool = False) -> None:
@@ -267,10 +269,10 @@ def clean(_: Context, keep: str = "", releases: bool = False) -> None:
 @task(
     iterable=["ssh_key"],
     help={
-        "ssh-key": "public key that may log in; may be given again; your own when not given",
-        "output": "the file to write",
-        "hostname": "the machine's name",
-        "user-data": "a cloud-config with more",
+        "ssh-key": "public key that may log in (default: yours); may be given again",
+        "output": "the file to write (default seed.iso)",
+        "hostname": "name of the machine (default dev-env)",
+        "user-data": "a cloud-config with more settings",
         "force": "replace the file if it exists",
     },
 )
@@ -282,7 +284,7 @@ def seed(
     user_data: str | None = None,
     force: bool = False,
 ) -> None:
-    """Write a disk that gives a machine your ssh key."""
+    """Write a disk that gives your ssh key to a machine."""
     from vmimage.commands.seed import write_a_seed
 
     write_a_seed(ssh_key or [], Path(output).absolute(), hostname=hostname, user_data=user_data, force=force)
@@ -290,14 +292,14 @@ def seed(
 
 @task(
     help={
-        "context": "the name that it gets",
-        "kubeconfig": "file to change; the one that kubectl writes to when not given",
+        "context": "name of the context (default dev-env)",
+        "kubeconfig": "the file to change (default: the one that kubectl writes to)",
         "use": "make it the current context",
-        "remove": "take it out again",
-        "show": "write the machine's kubeconfig to standard output, and change nothing",
-        "force": "replace, or remove, entries of that name that are not of this machine",
+        "remove": "remove the context",
+        "show": "print the machine's kubeconfig, and change nothing",
+        "force": "replace or remove entries of this name that do not belong to this machine",
         **MACHINE,
-        "kubernetes-port": PORT,
+        "kubernetes-port": "port of Kubernetes at that address (default 6443)",
     },
 )
 def kubeconfig(
@@ -330,15 +332,15 @@ def kubeconfig(
     optional=["image"],
     help={
         "image": IMAGE,
-        "version": "a version in dist/; the latest when not given, or what is baked if nothing is released",
-        "output": "draw it: an SVG file to write",
+        "version": "a version in dist/ (default: the latest, or the baked disk if nothing is released)",
+        "output": "also draw a picture: an SVG file to write",
         "json": JSON,
     },
 )
 def size(
     _: Context, image: str | None = None, version: str | None = None, output: str | None = None, json: bool = False
 ) -> None:
-    """Tell what the bytes of an image are."""
+    """Show what takes the space in an image."""
     from vmimage.commands.size.report import tell_size
 
     tell_size(image, version, options(), output=Path(output).absolute() if output else None, json=json)

@@ -1,4 +1,4 @@
-"""The Invoke tasks that only developers of this project start."""
+"""The Invoke tasks for developers of this project only."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from invoke.tasks import task as invoke_task
 from vmimage.commands.chosen import options
 
 task = partial(invoke_task, auto_shortflags=False)
-JSON = "JSON lines on standard output, for machines"
+JSON = "write JSON lines to standard output, for programs"
 
 
 @task(
     positional=["what", "image"],
     optional=["image"],
     help={
-        "what": "export: our writers against qemu-img; build: our builds against plain Packer",
-        "image": "an image of images.yaml; when not given, the default one, for `build` toolbox",
-        "runs": "build: how often each build is measured; the table has medians",
-        "output": "build: file for all that was measured, as JSON",
+        "what": "export: compare our writers with qemu-img; build: compare our builds with plain Packer",
+        "image": "an image of images.yaml (default: for `build` toolbox, for `export` the default image)",
+        "runs": "build: how often each build is measured; the table shows medians (default 3)",
+        "output": "build: file for every measurement, as JSON",
         "json": JSON,
     },
 )
 def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output: str = "", json: bool = False) -> None:
-    """Measure our work against others, side by side."""
+    """Compare our work with other tools, side by side."""
     from bench.command import bench as run_bench
 
     run_bench(what, image, options(), runs=runs, output=Path(output).absolute() if output else None, json=json)
@@ -34,12 +34,12 @@ def bench(_: Context, what: str, image: str | None = None, runs: int = 3, output
 
 @task(
     help={
-        "unit": "only what starts no program (seconds)",
-        "host": "that, and what needs the programs of this host, but no build (minutes)",
+        "unit": "only tests that start no program (half a minute)",
+        "host": "these, and tests that need the programs of this host but no build (two to five minutes)",
         "keyword": "only tests that match (pytest -k)",
-        "vagrant": "with `vagrant up` of the libvirt box, which takes minutes",
-        "real-k3s": "a mirror of k3s's files: dev-env is tested with them, containers included, instead of a stand-in",
-        "k3s-version": "with --real-k3s: the version to take from there, whatever its digests, if not the pinned one",
+        "vagrant": "also test `vagrant up` of the libvirt box, which takes minutes",
+        "real-k3s": "test dev-env with the real k3s, from this mirror of its files, instead of a stand-in",
+        "k3s-version": "with --real-k3s: another version than the pinned one; its digests are not compared",
     }
 )
 def test(
@@ -51,7 +51,7 @@ def test(
     real_k3s: str = "",
     k3s_version: str = "",
 ) -> None:
-    """Run the tests, with lint and real builds."""
+    """Run the project's tests, with lint and real builds."""
     from dev.test import run_tests
 
     run_tests(unit=unit, host=host, keyword=keyword, vagrant=vagrant, real_k3s=real_k3s, k3s_version=k3s_version)
@@ -83,7 +83,7 @@ def schema(_: Context) -> None:
 
 @task()
 def lock(_: Context) -> None:
-    """Pin the newest Python packages, with hashes."""
+    """Pin the newest Python packages by version and hash."""
     from dev.lock import run_lock
 
     run_lock()

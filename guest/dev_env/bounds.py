@@ -1,7 +1,8 @@
-"""The most that dev-env takes from the API server, from programs and from files, and how long it waits for them.
+"""Bounds: how much dev-env reads from the API server, from programs and from files, and how long it waits for them.
 
-What is larger is refused with a message that names the bound; nothing is cut off silently. These are far above what a
-development environment has: whoever meets one has another file, or another machine, than was meant.
+Anything larger is refused, with a message that names the bound. Nothing is truncated silently. The bounds are far above
+the needs of a development environment: a user who meets one probably has the wrong file or the wrong machine.
+docs/dev-env.md lists those that a user may meet, and the way out.
 """
 
 from __future__ import annotations
@@ -18,37 +19,37 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 API_BYTES = 64 * MIB
 """One answer of the API server: some ten thousand objects."""
 EVENT_BYTES = 16 * MIB
-"""One event of a watch; etcd and kine keep no object of more than some MiB."""
+"""One event of a watch; etcd and kine refuse objects of more than some MiB."""
 API_SECONDS = 30.0
 WATCH_SECONDS = 240
-"""After this the API server ends a watch, and the next one begins."""
+"""After this time the API server ends a watch, and dev-env begins the next one."""
 
 OUTPUT_BYTES = 64 * MIB
-"""What kubectl, helm and crictl answer."""
+"""Output of kubectl, helm and crictl."""
 SAID_BYTES = 64 * KIB
-"""What is kept of what a program says while it works: the end of it, where the reason stands."""
+"""Messages of a program that is working. Only the end is kept, since it has the reason of a failure."""
 PROGRAM_SECONDS = 60.0
 HELM_SECONDS = 900.0
 """How long a chart may take to become ready: `dev-env up --timeout`."""
 HELM_MORE_SECONDS = 60.0
-"""How long helm may take to end after the time that it was given."""
+"""How long helm may take to end, after its own time is over."""
 IMAGES_SECONDS = 300.0
 END_SECONDS = 10.0
 """How long a program has from SIGTERM to SIGKILL."""
 
 VALUES_BYTES = 1 * MIB
-"""A values file. A release cannot keep more: its Secret has 1 MiB at most."""
+"""A values file. A release cannot hold more: its Secret has 1 MiB at most."""
 VALUES_DEPTH = 100
 """How deep the values of a chart may be nested."""
 SETTINGS_BYTES = 1 * MIB
-"""A file of settings or facts: of k3s, of this machine, of this program."""
+"""A file of settings or facts of k3s, of this machine or of dev-env."""
 CHART_BYTES = 256 * MIB
 """A chart's archive."""
 
 MANIFEST_BYTES = 1 * MIB
 """The table of contents of an archive of images."""
 ARCHIVE_SECONDS = 3600.0
-"""To find the table of contents of an archive of images: docker writes it last, after many GiB."""
+"""To find the table of contents in an archive of images. docker writes it last, after many GiB."""
 ARCHIVE_MEMBERS = 100_000
 """Files in an archive of images before its table of contents."""
 
@@ -57,7 +58,7 @@ BUNDLE_BYTES = 4 * GIB
 BUNDLE_MEMBERS = 16
 BUNDLE_INDEX_BYTES = 64 * KIB
 DOWNLOAD_SECONDS = 3600.0
-"""A bundle from a URL; what takes longer is downloaded by other means, and given as a file."""
+"""Download of a bundle. If it takes longer, the user downloads it in another way and gives the file."""
 
 CHUNK = 1 * MIB
 
@@ -73,15 +74,15 @@ def chunks(stream: Readable, most: int, seconds: float, what: str) -> Iterator[b
     """Yield what a stream gives, to its end.
 
     Args:
-        most: Bytes at most.
-        seconds: The time for all of it, and not only for the next byte.
-        what: How the stream is called in a message.
+        most: Largest number of bytes.
+        seconds: Time for the whole stream, not only for the next byte.
+        what: Name of the stream in a message.
 
     Raises:
-        Failure: It gives more, or takes longer.
+        Failure: The stream gives more bytes, or takes longer.
     """
     left, end = most, time.monotonic() + seconds
-    # read1: what has come, and not what fills a chunk; else a slow server would hold us beyond the time.
+    # read1 returns what has arrived. `read` waits for a whole chunk: a slow server would hold us beyond the time.
     read = getattr(stream, "read1", stream.read)
     while data := read(min(CHUNK, left + 1)):
         left -= len(data)
@@ -96,7 +97,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     """Return what is in a file.
 
     Raises:
-        Failure: It is larger than it may be, or cannot be read.
+        Failure: The file is too large, or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -114,7 +115,7 @@ def read_text(path: Path, most: int = SETTINGS_BYTES) -> str:
     """Return the text in a file.
 
     Raises:
-        Failure: It is larger than it may be, no UTF-8, or cannot be read.
+        Failure: The file is too large, not UTF-8, or cannot be read.
     """
     try:
         return read_bytes(path, most).decode()

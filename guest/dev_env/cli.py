@@ -33,38 +33,38 @@ FORM = """\
 A values file says which charts to run:
 
   charts:
-    shop:                          # the name it gets here
+    shop:                          # the name of the release
       chart: ./charts/shop         # a directory or archive beside this file, oci://…, or a chart's name in `repo`
       repo: https://charts.example.com
       version: 1.2.3
       digest: sha256:…             # of the chart's archive; another one is refused
       namespace: default
-      values:                      # what the chart takes; `helm show values CHART` lists it
+      values:                      # settings of the chart; `helm show values CHART` lists them
         replicas: 1
 
-Several files are composed: later ones win, key by key, and a chart that a later one sets to null is left out.
+You can give several files: later ones win, key by key. A chart that a later file sets to null is left out.
 """
 SHARING = """\
-Directories are shared from your own computer, where the files stay. There, in a checkout of the project:
+You share a directory from your own computer; the files stay there. On it, in a checkout of vmimage:
 
   invoke share ~/src                      mounts it here as /home/dev/src
   invoke share ~/src /home/dev/src --notify
 
-Charts mount it into a pod by hostPath: /home/dev/src.
+A chart mounts it into a pod with hostPath: /home/dev/src.
 """
 IMAGES = """\
-  list     the names of all images (without an action, too)
-  load     from files, for machines without a network; they are pinned: nothing but you removes them
-  prune    say which images nothing uses; with --remove, remove them
-  index    note what the archives hold that came with the machine (its build does this, as root)
-  pin      pin all that came with the machine (a service of the system does this)
+  list     list the names of all images (the default)
+  load     load images from files, for a machine without a network; only you can remove these images
+  prune    list the images that nothing uses; with --remove, remove them
+  index    record which images the archives of the machine hold (for the build of the image, as root)
+  pin      pin the images that came with the machine (for a service of the system)
 """
 Command = Callable[..., argparse.ArgumentParser]
 MOST_SECONDS = 7 * 24 * 3600
 
 
 def do_up(options: argparse.Namespace) -> None:
-    """Run the charts that values files or profiles name, and wait until they are ready."""
+    """Install the charts that values files or profiles name, and wait until they are ready."""
     wanted = files.merged([files.read(files.find(argument)) for argument in options.files])
     charts.up(wanted, seconds=options.timeout, force=options.force)
     names.reconcile(Api())
@@ -99,27 +99,27 @@ def do_export(options: argparse.Namespace) -> None:
 
 
 def do_profiles(_: argparse.Namespace) -> None:
-    """List the values files that the machine brings along."""
+    """List the values files that come with the machine."""
     rows = []
     for path in sorted(PROFILES.glob("*.yaml")):
         first = (read_text(path).splitlines() or [""])[0]
         rows.append([path.stem, first.removeprefix("# ")])
     answer(state.table(rows))
-    say("\n`dev-env up NAME` runs one; several are composed, and files of your own: `dev-env up NAME mine.yaml`")
+    say("\n`dev-env up NAME` runs one. You can add files of your own: `dev-env up NAME mine.yaml`")
 
 
 def do_services(_: argparse.Namespace) -> None:
-    """List services: where they are on your computer, and whether they answer."""
+    """List services, their addresses on your computer, and whether they answer."""
     answer(state.table(state.services()))
 
 
 def do_status(_: argparse.Namespace) -> None:
-    """Say how the environment is."""
+    """Show the state of the environment."""
     answer("\n".join(state.status()))
 
 
 def do_doctor(options: argparse.Namespace) -> None:
-    """Look for what is wrong, and say what to do; or do it (--fix)."""
+    """Look for what is wrong and say what to do; with --fix, do it."""
     if options.fix and os.geteuid():
         # Only root reads the archives of images that the machine brings.
         os.execvp("sudo", ["sudo", sys.argv[0], "doctor", "--fix"])  # noqa: S606 - it is to take our place
@@ -132,13 +132,13 @@ def do_doctor(options: argparse.Namespace) -> None:
 
 
 def do_version(options: argparse.Namespace) -> None:
-    """Say which image this is, and the versions in it."""
+    """Show which image this is, and the versions in it."""
     found = state.version()
     answer(json.dumps(found) if options.json else state.table([[key, value] for key, value in found.items()]))
 
 
 def do_share(_: argparse.Namespace) -> None:
-    """Explain how to share a directory of your computer, and list those that are shared."""
+    """Explain how to share a directory of your computer, and list shared directories."""
     answer(SHARING)
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     shared = [fields[1] for fields in mounts if fields[2] == "fuse.sshfs"]
@@ -146,7 +146,7 @@ def do_share(_: argparse.Namespace) -> None:
 
 
 def do_images(options: argparse.Namespace) -> None:
-    """List container images, load more of them without a registry, remove those that nothing uses."""
+    """List container images, load them without a registry, or remove those that nothing uses."""
     if options.action != "load" and options.files:
         raise Failure(f"`images {options.action}` takes no files", "`dev-env images load FILE` loads one")
     if options.action != "prune" and options.remove:
@@ -164,7 +164,7 @@ def do_images(options: argparse.Namespace) -> None:
 
 
 def prune(*, remove: bool) -> None:
-    """Print the images that nothing uses and nothing keeps; remove them if asked so."""
+    """Print the images that nothing uses and nothing keeps; remove them if wanted."""
     unused = images.unused()
     if not unused:
         answer("no image can be removed: each is used by a container, came with the machine, or was loaded by you")
@@ -178,13 +178,13 @@ def prune(*, remove: bool) -> None:
 
 
 def do_update(options: argparse.Namespace) -> None:
-    """Replace k3s, kubectl and helm by newer ones from a bundle; back to the old ones if they do not work."""
+    """Replace k3s, kubectl and helm with newer versions from a bundle; restore the old ones if these fail."""
     done = update.update(options.source, options.sha256, say, allow_older=options.allow_older, seconds=options.timeout)
     answer("updated: " + ", ".join(done))
 
 
 def do_recover(options: argparse.Namespace) -> None:
-    """Mend what an update that was cut off left behind (services of the system do this)."""
+    """Finish or undo an update that was interrupted (services of the system do this)."""
     update.recover(say, starting=options.starting, waiting=options.waiting)
 
 
@@ -197,7 +197,7 @@ def do_wait(options: argparse.Namespace) -> None:
 
 
 def do_names(_: argparse.Namespace) -> None:
-    """Keep names and ports of services up to date (a service of the system does this)."""
+    """Keep names and ports of services up to date (for a service of the system)."""
     watching.watch()
 
 
@@ -205,7 +205,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser; each command's help is the first line of what does it."""
     top = argparse.ArgumentParser(
         prog="dev-env",
-        description="Runs your services in this machine, from helm charts. You need not know Kubernetes: each command "
+        description="Runs your services in this machine, from helm charts. You need not know Kubernetes. Each command "
         "shows the kubectl and helm commands that it runs.",
         epilog="Begin with: dev-env status, then dev-env up hello, then dev-env services",
     )
@@ -229,15 +229,17 @@ def _add_charts(command: Command) -> None:
     up = command("up", do_up, FORM)
     up.add_argument("files", nargs="+", metavar="FILE", help="a values file, or the name of a profile")
     up.add_argument("--timeout", type=seconds, default=HELM_SECONDS, metavar="SECONDS",
-                    help="how long a chart may take to become ready; %(default).0f")  # fmt: skip
-    up.add_argument("--force", action="store_true", help="also take over what was installed by helm, not by `up`")
+                    help="how long a chart may take to become ready (default %(default).0f)")  # fmt: skip
+    up.add_argument("--force", action="store_true", help="also take over releases that were installed with helm")
     down = command("down", do_down)
-    down.add_argument("names", nargs="*", metavar="NAME", help="only these, also as NAMESPACE/NAME; all when not given")
+    down.add_argument(
+        "names", nargs="*", metavar="NAME", help="NAME or NAMESPACE/NAME (default: everything that `up` installed)"
+    )
     command("profiles", do_profiles)
     command("services", do_services)
     export = command("export", do_export)
     export.add_argument(
-        "--output", "-o", type=Path, metavar="FILE", help="with the charts that are only here beside it"
+        "--output", "-o", type=Path, metavar="FILE", help="the file to write; packs charts of this machine beside it"
     )
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
     command("share", do_share)
@@ -246,20 +248,28 @@ def _add_charts(command: Command) -> None:
 def _add_machine(command: Command) -> None:
     loads = command("images", do_images, IMAGES)
     loads.add_argument("action", nargs="?", choices=["list", "load", "prune", "index", "pin"], default="list")
-    loads.add_argument("files", nargs="*", type=Path, metavar="FILE", help="archives of `docker save`, for `load`")
-    loads.add_argument("--remove", action="store_true", help="with `prune`: do it, instead of only saying what")
+    loads.add_argument("files", nargs="*", type=Path, metavar="FILE", help="with `load`: archives of `docker save`")
+    loads.add_argument("--remove", action="store_true", help="with `prune`: remove these images")
     updates = command("update", do_update)
-    updates.add_argument("--from", dest="source", required=True, metavar="FILE|URL", help="what `invoke bundle` made")
-    updates.add_argument("--sha256", default="", help="of the bundle; needed for a URL")
-    updates.add_argument("--allow-older", action="store_true", help="also install what is older than what is here")
-    add_timeout(updates, "until the cluster must be ready with it")
+    updates.add_argument(
+        "--from", dest="source", required=True, metavar="FILE|URL", help="a bundle that `invoke bundle` made"
+    )
+    updates.add_argument("--sha256", default="", help="SHA-256 of the bundle; required for a URL")
+    updates.add_argument(
+        "--allow-older", action="store_true", help="also install versions that are older than the present ones"
+    )
+    add_timeout(updates, "how long the cluster may take to become ready")
     recovers = command("recover", do_recover)
-    recovers.add_argument("--starting", action="store_true", help="before k3s starts: do not stop or start it")
-    recovers.add_argument("--waiting", action="store_true", help="for an update that runs: it may be cut off")
-    command("doctor", do_doctor).add_argument("--fix", action="store_true", help="mend what can be mended")
+    recovers.add_argument(
+        "--starting", action="store_true", help="for the system, before it starts k3s: do not stop or start k3s"
+    )
+    recovers.add_argument("--waiting", action="store_true", help="for the system: wait for an update that is running")
+    command("doctor", do_doctor).add_argument(
+        "--fix", action="store_true", help="repair what can be repaired without asking you"
+    )
     version = command("version", do_version)
-    version.add_argument("--json", action="store_true", help="for machines")
-    add_timeout(command("wait", do_wait), "at most")
+    version.add_argument("--json", action="store_true", help="write JSON, for programs")
+    add_timeout(command("wait", do_wait), "how long to wait")
     command("names", do_names)
 
 
@@ -274,12 +284,12 @@ def seconds(text: str) -> float:
 def add_timeout(command: argparse.ArgumentParser, text: str) -> None:
     """Add the option that says how long to wait for the cluster."""
     command.add_argument(
-        "--timeout", type=seconds, default=ready.WAIT_SECONDS, metavar="SECONDS", help=f"{text}; %(default).0f"
+        "--timeout", type=seconds, default=ready.WAIT_SECONDS, metavar="SECONDS", help=f"{text} (default %(default).0f)"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 something is wrong, 2 not understood."""
+    """Run a command; returns the exit code: 0 done, 1 something is wrong, 2 not understood, 130 stopped by Ctrl-C."""
     prepare()
     top = parser()
     options = top.parse_args(argv)
