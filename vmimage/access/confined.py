@@ -1,9 +1,11 @@
-"""A directory of the host that somebody else may use, and never anything outside of it.
+"""A directory of the host that the client may use. The client never reaches anything outside of it.
 
-A path is walked component by component from an open directory, each opened without following links, so neither `..`
-nor a link leads out, and a link that is put in the way between two steps is an error. The client resolves links itself.
+A path is walked component by component from an open directory. Each component is opened without following links, so
+neither `..` nor a link leads out. A link that somebody puts in the way between two steps is an error. The client
+resolves links itself.
 
-The directory is a path: when it is removed and made anew, or something else is mounted on it, that is what is served.
+The directory is served by its path: when it is removed and made again, or another file system is mounted on it, the
+client sees the new one.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ def components(path: bytes) -> list[bytes]:
 
 
 class Folder:
-    """File operations inside one directory; paths are bytes, and relative to it even with a slash in front.
+    """File operations inside one directory. Paths are bytes, relative to it even with a slash in front.
 
     Args:
-        root: The directory. Its path (`path`, free of links) is what is served, whatever is there.
-        read_only: Refuse all that would change something.
-        doors: Links (path in the directory -> path without links) that are served as what they lead to. They are fixed
-            in advance, since links that the other side makes later must not open more of this host. While there are
-            any, no link can be made or moved that leads out.
+        root: The directory. It is served by its path (`path`, free of links), whatever is there.
+        read_only: Refuse every change.
+        doors: Links (path in the directory -> path without links) that are served as their targets. They are fixed
+            in advance, since links that the client makes later must not open more of this host. If there are any,
+            the client cannot make or move links that lead out.
     """
 
     def __init__(self, root: Path, *, read_only: bool = False, doors: Mapping[bytes, bytes] | None = None) -> None:
@@ -62,7 +64,7 @@ class Folder:
         self._root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Let the directory go."""
+        """Close the directory."""
         os.close(self._root)
         os.close(self._top)
 
@@ -97,9 +99,9 @@ class Folder:
             return os.lstat(name, dir_fd=folder)
 
     def entries(self, path: bytes) -> Generator[tuple[bytes, os.stat_result]]:
-        """List a directory while it is asked for; it is open until the end, or until the generator is closed.
+        """Yield the names in a directory; it stays open until the last one, or until the generator is closed.
 
-        Whatever is in it, no more of it is held than what is asked for.
+        Only the current name is held in memory, however large the directory is.
         """
         listing = self._entries(components(path))
         # Opens it: what goes wrong then is told now.
@@ -144,7 +146,7 @@ class Folder:
             os.unlink(name, dir_fd=folder)
 
     def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
-        """Rename, atomically; over a file that is there only with `replace`."""
+        """Rename, atomically; only `replace` allows it to replace an existing file."""
         self.require_writable()
         with self._place(old) as (from_folder, from_name), self._place(new) as (to_folder, to_name):
             if not replace:
@@ -162,14 +164,14 @@ class Folder:
             os.link(from_name, to_name, src_dir_fd=from_folder, dst_dir_fd=to_folder, follow_symlinks=False)
 
     def symlink(self, target: bytes, path: bytes) -> None:
-        """Make a link, which is never followed here: it may say anything where nothing else is followed either."""
+        """Make a link, which is never followed here. Without doors it may lead anywhere."""
         self.require_writable()
         self._require_inward(target, path)
         with self._place(path) as (folder, name):
             os.symlink(target, name, dir_fd=folder)
 
     def chmod(self, path: bytes, mode: int) -> None:
-        """Set the permissions; those of what is shared itself are its user's."""
+        """Set the permissions; those of the shared directory itself cannot be changed."""
         self.require_writable()
         self.require_below(path)
         with self._place(path, enter=True) as (folder, name):
@@ -192,7 +194,7 @@ class Folder:
             os.utime(name, times, dir_fd=folder, follow_symlinks=False)
 
     def require_writable(self) -> None:
-        """Refuse, when nothing may be changed."""
+        """Refuse a change of a read-only directory."""
         if self.read_only:
             raise failed(errno.EROFS)
 

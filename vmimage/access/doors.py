@@ -1,7 +1,7 @@
-"""Links of a shared directory that are served as what they lead to: those that its user named, and where each leads.
+"""Doors: links of a shared directory that are served as their targets. The user names each link and its target.
 
-A machine may change every link of a directory that it may write to, and leave one for the next start. So a link is
-never believed by its name: the user says where it leads, and it has to lead there.
+A machine can change every link of a writable directory, and leave one for the next start. So the name of a link proves
+nothing: the user says where it leads, and it must lead there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EXAMINED = 100_000
 def outward_links(root: Path) -> dict[bytes, bytes]:
     """Return the links in a directory that lead out of it: path in the directory -> where it leads, free of links.
 
-    Links to what is not there are left out, and what stands behind the first 100,000 names.
+    Links to missing targets are left out. Only the first 100,000 names are examined.
     """
     top = os.fsencode(root.resolve())
     found = {}
@@ -42,18 +42,18 @@ def named_doors(root: Path, named: Sequence[str]) -> dict[bytes, bytes]:
     """Return the links that the user named, as LINK=TARGET: path in the directory -> where it leads, free of links.
 
     Args:
-        named: LINK is a path in the directory; TARGET is where it leads now, free of links itself, or the machine
-            could have changed that way too.
+        named: LINK is a path in the directory. TARGET is where it leads now. TARGET itself is free of links, since
+            the machine could have changed those, too.
 
     Raises:
-        InputError: One of them is not named so, is no link, or leads elsewhere.
+        InputError: One of them has another form, is no link, or leads elsewhere.
     """
     top = os.fsencode(root.resolve())
     return dict(_door(top, text) for text in named)
 
 
 def closed_doors(root: Path, named: Mapping[bytes, bytes]) -> list[str]:
-    """Return, of links that lead out of a directory and are not named, the option that names each; the first few."""
+    """Return the option that serves each link that leads out and is not named yet; only for the first few links."""
     links = {link: target for link, target in outward_links(root).items() if named.get(link) != target}
     options = [_option(link, target) for link, target in sorted(links.items())[:SHOWN]]
     return [*options, *([f"and {len(links) - SHOWN} more"] if len(links) > SHOWN else [])]
@@ -85,7 +85,7 @@ def _door(top: bytes, text: str) -> tuple[bytes, bytes]:
 
 
 def _split(top: bytes, text: str) -> tuple[str, str, str]:
-    """Split LINK=TARGET where the link is one that is there, since both may have the sign in their names."""
+    """Split LINK=TARGET after a link that exists, since both names may contain the sign `=`."""
     places = [place for place, character in enumerate(text) if character == "="]
     for place in places:
         if _is_link_of(top, os.path.join(top, os.fsencode(text[:place]))):  # noqa: PTH118 - bytes

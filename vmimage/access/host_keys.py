@@ -1,7 +1,7 @@
 """The host keys that a machine of `invoke run` tells on its serial console, which nobody else can write to.
 
-The guest prints them several times at every boot, since the kernel may print into a line. What it writes is its own
-affair: none of it is believed to be a key before it is one, and nobody reads all of it.
+The guest prints them several times at every boot, since the kernel may print into a line. The guest may print anything:
+text counts as a key only if it parses as one, and only a bounded part of the console is read.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class Follower:
 
 @contextlib.contextmanager
 def host_keys_recorded(serial: Path, known_hosts: Path, name: str, console: Console) -> Iterator[None]:
-    """Record the keys that a machine tells, in the length of a `with` block; after a reboot those of that boot.
+    """Record the keys that a machine prints during a `with` block; after a reboot, those of the new boot.
 
     Args:
-        serial: The file of its console.
-        name: Its address, in the file of known hosts.
+        serial: The file of the machine's console.
+        name: The machine's address, as in the file of known hosts.
     """
     stop = threading.Event()
 

@@ -1,7 +1,10 @@
-"""The entries of a machine in a kubeconfig. Which of them are ours is seen by what they say, not by their name.
+"""The entries of a machine in a kubeconfig. Their contents, not their names, tell which of them are ours.
 
-A cluster is ours when it is at our server and says no more than we write; a context, when it joins that cluster and
-the user of its name; a user, when such a context needs it, and no context that leads elsewhere. All here is pure.
+- A cluster is ours if it has our server and holds nothing that we do not write.
+- A context is ours if it joins this cluster with the user of the same name.
+- A user is ours if such a context needs it, and no context that leads elsewhere does.
+
+All functions here are pure.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ def merged(present: Config, ours: Config, *, force: bool = False, use: bool = Fa
 
     Args:
         force: Replace entries of our name that are not ours.
-        use: Make ours the current context; it is also when there was none.
+        use: Make ours the current context; this also happens if there was none.
 
     Raises:
-        InputError: There is such an entry, and it may not be replaced.
+        InputError: An entry of our name exists and is not ours.
     """
     name, server = ours["current-context"], ours["clusters"][0]["cluster"]["server"]
     if not force:

@@ -40,7 +40,7 @@ def chosen_file(given: str | None, environment: Mapping[str, str], home: Path) -
     """Return the file that kubectl would write to; it may be a link.
 
     Raises:
-        InputError: It is there, and no file.
+        InputError: The path exists, and is not a file.
     """
     named = [Path(part) for part in environment.get("KUBECONFIG", "").split(os.pathsep) if part]
     # Of several, kubectl takes the first that is there, else the last.
@@ -88,7 +88,7 @@ def text_of(config: Config) -> str:
 def write(path: Path, config: Config) -> Path | None:
     """Replace a kubeconfig, whole and readable by its user only; returns the backup of the old one, if any.
 
-    A link stays one, the file keeps its mode and its owner, and has the ends of lines that it had.
+    A link stays a link. The file keeps its mode, its owner and its line endings.
     """
     # Not Path.resolve, which fails where links go round in a circle.
     path = Path(os.path.realpath(path))
@@ -110,12 +110,12 @@ def write(path: Path, config: Config) -> Path | None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that kubectl takes, too; of a link, that of the file as well.
+    """Hold the same lock as kubectl; for a link, also the lock of the file behind it.
 
-    A lock that an `invoke kubeconfig` left behind when it was killed is taken over: each holds flock(2) on its own.
+    Each `invoke kubeconfig` holds flock(2) on its lock. So the lock of one that was killed can be taken over.
 
     Raises:
-        HostError: Somebody else holds it.
+        HostError: Another program holds the lock.
     """
     with contextlib.ExitStack() as held:
         for each in dict.fromkeys((str(path), os.path.realpath(path))):

@@ -66,11 +66,11 @@ def log_in(
 
     Args:
         known_hosts: The file of known keys; a confirmed one is recorded there.
-        warn: Told of what is broken here but does not matter: the file of known keys, ~/.ssh/config, the agent.
+        warn: Called for problems that do not stop us: in the file of known keys, ~/.ssh/config or the agent.
 
     Raises:
-        InputError: Its key is unknown, or another than the known one; or none of our keys is let in.
-        HostError: Nothing answers there, or not as ssh servers do.
+        InputError: The host key is unknown or has changed, or the machine accepts none of our keys.
+        HostError: Nothing answers there, or something that is not an ssh server.
     """
     name = host_name(address.dialled, address.port)
     known = known_keys(known_hosts, name, warn)
@@ -206,7 +206,7 @@ def _nobody(address: Address, error: Exception) -> HostError:
 
 @contextlib.contextmanager
 def _answering(address: Address, transport: Callable[[], paramiko.Transport | None]) -> Iterator[None]:
-    """Turn what goes wrong between us and an ssh server into errors that say so; but not that it refuses us."""
+    """Turn failures of an ssh connection into errors with a hint; an authentication failure passes unchanged."""
     try:
         yield
     except paramiko.BadHostKeyException as error:

@@ -48,7 +48,7 @@ def touch_command(target: str) -> str:
 
 
 class _Below(DefaultFilter):
-    """What is of no interest, by its place in the directory: that may itself be below a `.git`."""
+    """Filter by the path inside the directory, since the directory itself may lie below a `.git`."""
 
     def __init__(self, root: str) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Notifier:
         """Watch until told to stop, whatever becomes of the directory, and tell what changed.
 
         Args:
-            ended: Tells whether nobody listens any more.
+            ended: Returns whether the command in the guest has ended.
         """
         since = time.time() - AGAIN_SECONDS
         found = look_through(self._source, float("inf"))

@@ -1,4 +1,4 @@
-"""The parts that packets of SFTP version 3 are made of, as bytes."""
+"""The parts of packets of SFTP version 3, as bytes."""
 
 from __future__ import annotations
 

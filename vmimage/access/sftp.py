@@ -51,7 +51,7 @@ class Stream(Protocol):
     """What the service speaks through: a socket, or a channel of paramiko."""
 
     def recv(self, size: int, /) -> bytes:
-        """Take what has come; nothing at the end."""
+        """Return the bytes that have arrived; no bytes mean the end."""
 
     def sendall(self, data: bytes, /) -> object:
         """Send all of it."""
@@ -71,8 +71,8 @@ class Service:
     """Answers the requests of one session, in the order in which they come.
 
     Args:
-        owner: Whose all files are said to be (user and group of the other side). Nobody else can be made their owner.
-        on_change: Told the path of each file that the other side changes.
+        owner: User and group of the client, which all files appear to belong to. The client can set no other owner.
+        on_change: Called with the path of each file that the client changes.
     """
 
     def __init__(

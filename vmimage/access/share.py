@@ -57,10 +57,10 @@ def make_share(source: str, target: str | None, *, read_only: bool, notify: bool
     """Check what the user asks for.
 
     Args:
-        follow: Links that are served as what they lead to: LINK=TARGET.
+        follow: Links that are served as their targets: LINK=TARGET.
 
     Raises:
-        InputError: It cannot be shared.
+        InputError: The directory cannot be shared.
     """
     folder = expanded(source, "the directory").resolve()
     if not folder.is_dir():
@@ -99,7 +99,7 @@ def run_share(share: Share, address: Address, known_hosts: Path, console: Consol
     """Mount, mount again after every reboot and sleep, and unmount when interrupted.
 
     Raises:
-        VmimageError: The machine could not be reached, or refused, at the start; or lets us in no more.
+        VmimageError: The machine could not be reached or refused us at the start, or it no longer lets us in.
     """
     for link, leads_to in share.doors.items():
         console.say(f"also served, by the link {os.fsdecode(link)}: {os.fsdecode(leads_to)}")
@@ -135,7 +135,7 @@ def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, co
     """Log in and mount; returns when the session is lost.
 
     Args:
-        again: It was mounted before, so what lies in the guest's directory now does not matter.
+        again: The directory was mounted before, so the guest's own directory need not be empty.
 
     Raises:
         VmimageError: It could not be mounted.
@@ -252,9 +252,9 @@ def _owner(said: str) -> tuple[int, int]:
 
 
 def _wait_until_lost(transport: paramiko.Transport, lost: threading.Event, folder: Folder, console: Console) -> None:
-    """Wait, and close a session whose other end has stopped to answer: TCP alone would wait for hours.
+    """Wait until the session is lost. Close it if the guest no longer answers: TCP alone would wait for hours.
 
-    Says when the directory is gone, and when one is there again.
+    Say when the directory is gone, and when it is there again.
     """
     answered = [time.monotonic()]
     presence = Presence(folder, console)
@@ -273,7 +273,7 @@ def _wait_until_lost(transport: paramiko.Transport, lost: threading.Event, folde
 
 
 class Presence:
-    """Whether there is a directory to share, which people are told of when that changes."""
+    """Tells the user when the shared directory is gone, and when it is there again."""
 
     def __init__(self, folder: Folder, console: Console) -> None:
         self._folder, self._console = folder, console

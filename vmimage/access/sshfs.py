@@ -29,8 +29,8 @@ class Share:
     """What is shared, and where it appears.
 
     Attributes:
-        doors: Links that are served as what they lead to (see vmimage.access.doors).
-        name: What the guest's mount table calls it; one run of `invoke share` has one of its own.
+        doors: Links that are served as their targets (see vmimage.access.doors).
+        name: Its name in the guest's mount table, unique to one run of `invoke share`.
     """
 
     source: Path
@@ -73,7 +73,7 @@ class Session:
     def command(self, text: str, **variables: str) -> tuple[int, str, str]:
         """Run a script in the guest; returns its exit status, its output and its errors.
 
-        Errors by themselves mean nothing: sudo says that it cannot resolve the host's name, and works.
+        Text among the errors alone is no failure: sudo says that it cannot resolve the host's name, and works.
         """
         with contextlib.closing(self.start(self.share.script(text, **variables))) as channel:
             return read_answer(channel, seconds=COMMAND_SECONDS)

@@ -1,4 +1,4 @@
-"""What the cache holds, and what of it may go."""
+"""`invoke cache` and `invoke clean`: what the cache holds, and what may be removed."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def _time_of_meta(meta: Path) -> float | None:
 
 
 def last_use(entry: Entry, now: float) -> float:
-    """Return when something was used last, to sort by: a clock that was ahead must not keep it for ever.
+    """Return when an entry was used last, to sort by. A clock that was ahead must not keep an entry for ever.
 
-    What was used in the future counts as of the time when it was made, or as of long ago if that is no better.
+    If this time is in the future, the time when the entry was made counts. If that is in the future too, 0 counts.
     """
     return next((time for time in (entry.used, entry.made) if time <= now + AHEAD_SECONDS), 0.0)
 
@@ -147,7 +147,7 @@ def clean(store: Store, keep: int, needed: Collection[str]) -> list[Entry]:
 
     Args:
         keep: Bytes.
-        needed: Names of what stays, whatever its age. What a running build uses stays too.
+        needed: Names of entries that stay, whatever their age. Entries that a running build uses stay, too.
     """
     store.sweep()
     found = entries(store)

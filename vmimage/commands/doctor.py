@@ -43,7 +43,7 @@ REMOTE = "afs ceph cifs coda fuseblk gfs/gfs2 gpfs kafs lustre nfs smb smb2 v9fs
 
 
 def examine(options: Options, cache_folder: Path) -> Iterator[Finding]:
-    """Look at everything that a build needs, one finding each; what cannot be looked at is a finding, too."""
+    """Examine everything that a build needs, and yield a finding for each; a failed examination is a finding, too."""
     emulators: list[tuple[str, Callable[[], Finding]]] = []
     if shutil.which("qemu-system-x86_64"):
         emulators = [*((name, partial(_accelerator, name)) for name in ACCELERATORS), ("QEMU's sandbox", _sandbox)]

@@ -4,9 +4,9 @@
     FILE.base/disk       the disk of the release: a hard link where that can be, so no release that goes takes it along
     FILE.base/base.json  of which release it is, its SHA-256, and the machine that it asks for; written last
 
-An overlay over other bytes than those it was made on is a broken disk, and no program notices: so the bytes are
-compared before each start. They are noted beside the overlay and not in it, because a qcow2 has no place for them that
-QEMU leaves alone. What is made stays in FILE.base/ until it is whole, so an interruption leaves no half of FILE.
+If the bytes below an overlay change, the overlay is a broken disk, and no program notices. So the bytes are compared
+before each start. Their digest stands beside the overlay, because a qcow2 has no place that QEMU leaves alone. A new
+overlay stays in FILE.base/ until it is complete, so an interruption leaves no half of FILE.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _require_replaceable(folder: Path) -> None:
 
 
 def backing_file(disk: Path) -> str:
-    """Return what a qcow2 names as its backing file; nothing when it is no qcow2, or one with features we never use."""
+    """Return the backing file that a qcow2 names; empty for other files, and for a qcow2 with features we never use."""
     with disk.open("rb") as file:
         data = file.read(QCOW2_HEADER.size + QCOW2_HEADER_3.size)
         if len(data) < QCOW2_HEADER.size + QCOW2_HEADER_3.size or not data.startswith(QCOW2_MAGIC):

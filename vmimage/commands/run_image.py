@@ -158,7 +158,7 @@ def _overlay(released: Release | Base, disk: Path | None, work: Path) -> Path:
         disk: One that keeps it; else it is in `work`.
 
     Raises:
-        VerifyError: The release's file is not the one that was released, or is refused; or so is what a disk stands on.
+        VerifyError: The release's file or the base of the disk has other bytes than before, or is refused.
     """
     if isinstance(released, Base):
         assert disk  # noqa: S101 - it is what stands on the base
@@ -190,13 +190,14 @@ def _ways_in(
 
 
 def _standing(disk: Path | None, image: str | None, version: str | None) -> Base | None:
-    """Return what a kept disk stands on, whatever was released since; None when there is none yet.
+    """Return the base of a kept disk, whatever was released since; None if the disk does not exist yet.
 
     Args:
-        image: That was named, if one was; like `version`.
+        image: The image that the user named, if any.
+        version: The version that the user named, if any.
 
     Raises:
-        InputError: It stands on another one than was named, or is not ours.
+        InputError: The disk stands on another image or version, or is not ours.
     """
     base = find_base(disk) if disk else None
     if base and (image not in (None, base.image) or version not in (None, LATEST, base.version)):

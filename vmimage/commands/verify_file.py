@@ -87,7 +87,7 @@ def verify_file(path: Path, options: Options, store: Store, console: Console) ->
 def manifest_of_file(path: Path, console: Console) -> Manifest | None:
     """Return the manifest beside a file that speaks of it: by its name, or of one with its bytes under another name.
 
-    None without one; a manifest.json of something else is told, and not gone by.
+    Returns None if there is none. A manifest.json of something else gives a warning, and is not used.
     """
     beside = path.parent / MANIFEST
     if not os.path.lexists(beside):
@@ -109,7 +109,7 @@ def manifest_of_file(path: Path, console: Console) -> Manifest | None:
 
 
 def require_all_claimed(facts: Mapping[str, Any], spec: Path, known: Manifest | None, console: Console) -> None:
-    """Check that an image claims all that it should contain: what it does not claim is not looked for.
+    """Check that an image claims every component that it should have: checks run only for claimed components.
 
     Args:
         facts: What the image says of itself.

@@ -1,4 +1,4 @@
-"""Becomes another program, confined. By itself, without the package: it is started for each call (see confine.py).
+"""Becomes another program, confined. It does not import the package, since it is started for each call (confine.py).
 
 Arguments: `--rlimit NAME=NUMBER` …, `--writable FOLDER` …, `--namespaces`, and behind `--` the program.
 

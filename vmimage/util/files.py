@@ -1,4 +1,4 @@
-"""Files and folders: digests, what is surely on the disk, how much they use of it, and their removal."""
+"""Files and folders: digests, flushing to disk, disk usage and removal."""
 
 from __future__ import annotations
 
@@ -123,10 +123,10 @@ def place(source: Path, to: Path) -> None:
 
 @contextlib.contextmanager
 def written_beside(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
-    """Yield an empty file beside `path`, which takes its place at the end of the `with` block; not after an error.
+    """Yield an empty file beside `path`. At the end of the `with` block it replaces `path`, unless there was an error.
 
     Args:
-        mode: That it has from then on; until then only its owner reads it.
+        mode: Final mode; before that, only the owner may read the file.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

@@ -1,4 +1,4 @@
-"""JSON files of which it is not known who wrote them: bounded, no link followed, nothing that JSON does not have."""
+"""JSON files of unknown origin: bounded, read without following links, and strictly JSON."""
 
 from __future__ import annotations
 

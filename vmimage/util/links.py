@@ -16,10 +16,10 @@ def not_followed(path: str, flags: int) -> int:
 
 
 def require_no_link_of_others(path: Path) -> None:
-    """Check that a folder that is written to is no link that another user made; one's own links are followed.
+    """Check that an output folder is not a link of another user; the user's own links are followed.
 
     Raises:
-        HostError: It is.
+        HostError: It is such a link.
     """
     with contextlib.suppress(FileNotFoundError):
         state = path.lstat()

@@ -15,7 +15,7 @@ from vmimage.util.errors import HostError
 def lock_file(path: Path, how: int) -> IO[str] | None:
     """Open and lock a file, which is made if it is not there; closing it gives the lock back.
 
-    Whoever holds it alone may remove it. What the file says is left as it is.
+    A process that holds an exclusive lock may remove the file. The content of the file is not changed.
 
     Args:
         how: fcntl's LOCK_EX or LOCK_SH, with LOCK_NB not to wait.

@@ -1,4 +1,4 @@
-"""Members of archives, when nobody knows yet what the archive is: sizes are bounded before anything is made of them."""
+"""Members of archives that are not verified yet: sizes are bounded before anything is unpacked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large YAML is, found before anything is made of it: names of names of lists have any size in few bytes."""
+"""The size of YAML, computed before it is loaded: with nested aliases, a few bytes become a list of any size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def require_bounded(text: str, *, nodes: int, depth: int = 50) -> None:
-    """Refuse YAML that is larger than somebody writes, each alias counted as all that it stands for.
+    """Refuse YAML that is larger than a person writes; an alias counts as everything that it stands for.
 
     Args:
         nodes: Scalars, lists and mappings in it, at most.

@@ -70,7 +70,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Misfit:
-    """A folder in dist/ whose name is that of a release, and which is none; with the reason."""
+    """A folder in dist/ that has the name of a release but is not one, with the reason."""
 
     path: Path
     why: str
@@ -86,7 +86,7 @@ def find_release(dist: Path, image: str, export_key: str) -> Release | None:
 
 
 def look(dist: Path) -> tuple[list[Release], list[Misfit]]:
-    """Return all releases in dist/, oldest first, and what looks like one and is none."""
+    """Return all releases in dist/, oldest first, and the misfits."""
     found, misfits = list[Release](), list[Misfit]()
     for folder in image_folders(dist):
         try:
@@ -143,7 +143,7 @@ def latest_version(image_folder: Path) -> str:
 
 
 def latest_releases(dist: Path) -> list[Release]:
-    """Return of each image the release that `latest` leads to, or the newest where it leads to none."""
+    """Return the latest release of each image: the one that `latest` leads to, else the newest."""
     found: dict[str, Release] = {}
     linked = set[str]()
     for release in releases(dist):
@@ -155,9 +155,9 @@ def latest_releases(dist: Path) -> list[Release]:
 
 
 def remove_releases(dist: Path) -> list[Path]:
-    """Remove all releases and what unfinished ones left, and nothing else; returns what was removed.
+    """Remove all releases and the remains of unfinished ones, and nothing else; returns what was removed.
 
-    What another process publishes at the moment stays, and so does what is no release (see `Misfit`).
+    A release that another process is publishing stays. So do misfits.
     """
     removed = []
     for folder in image_folders(dist):
@@ -249,13 +249,13 @@ def point_latest(image_folder: Path, version: str) -> bool:
 
 @contextlib.contextmanager
 def publishing(image_folder: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """Be the only one who publishes an image in dist/, whatever cache others use.
+    """Hold the lock for publishing an image in dist/; it counts for all caches.
 
     Args:
-        on_wait: Is called once if another process does; without it that is not waited for.
+        on_wait: Called once if another process holds the lock, before we wait. Without it, we do not wait.
 
     Yields:
-        Whether we are it.
+        Whether we hold the lock.
 
     Raises:
         InputError: The folder of the image is a link, or something else has the name of the lock.

@@ -1,6 +1,6 @@
-"""manifest.json of a release as a model. Who reads one cannot know who wrote it: it is bounded, and checked first.
+"""manifest.json of a release as a model. It may come from anybody, so it is bounded and checked before it is used.
 
-What else a manifest says (`packages`, `inputs`, …) is for people and other programs: it is allowed, and not read here.
+Other keys of a manifest (`packages`, `inputs`, …) are for people and other programs. They are allowed, and not read.
 """
 
 from __future__ import annotations

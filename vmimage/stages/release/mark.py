@@ -1,6 +1,6 @@
-"""What in dist/ is ours: a folder that we marked, and in it names of our form. Nothing else is ever touched.
+"""What is ours in dist/: names of our form, in a folder with our mark. Nothing else is ever touched.
 
-The mark has no name that backup programs know (as CACHEDIR.TAG is): releases are worth a backup.
+Backup programs skip folders with a CACHEDIR.TAG. The mark has another name, since releases are worth a backup.
 """
 
 from __future__ import annotations
