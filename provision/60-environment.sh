@@ -3,7 +3,8 @@
 set -eu
 python3 -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib/dev-env
 /usr/local/bin/dev-env --help > /dev/null
-systemctl --quiet enable dev-env-ready.target dev-env-names.service dev-env-recover.service dev-env-recover-killed.path
+systemctl --quiet enable dev-env-ready.target dev-env-names.service dev-env-forwards.service \
+    dev-env-recover.service dev-env-recover-killed.path
 
 # kubectl and helm find the cluster in every session, also in those that read no shell profile.
 echo 'KUBECONFIG=/etc/rancher/k3s/k3s.yaml' >> /etc/environment

@@ -43,6 +43,8 @@ VALUES_DEPTH = 100
 """How deep the values of a chart may be nested."""
 SETTINGS_BYTES = 1 * MIB
 """A file of settings or facts of k3s, of this machine or of dev-env."""
+FORWARDS_BYTES = 4 * KIB
+"""What is told of ports that lead here: 256 of a machine's own, each by itself, take half of it."""
 CHART_BYTES = 256 * MIB
 """A chart's archive."""
 

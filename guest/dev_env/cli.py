@@ -17,6 +17,7 @@ from dev_env import (
     doctor,
     durable,
     files,
+    forwards,
     images,
     load,
     names,
@@ -47,8 +48,8 @@ You can give several files: later ones win, key by key. A chart that a later fil
 SHARING = """\
 You share a directory from your own computer; the files stay there. On it, in a checkout of vmimage:
 
-  invoke share ~/src                      mounts it here as /home/dev/src
-  invoke share ~/src /home/dev/src --notify
+  invoke share ~/src{port}                      mounts it here as /home/dev/src
+  invoke share ~/src /home/dev/src --notify{port}
 
 A chart mounts it into a pod with hostPath: /home/dev/src.
 """
@@ -68,7 +69,7 @@ def do_up(options: argparse.Namespace) -> None:
     wanted = files.merged([files.read(files.find(argument)) for argument in options.files])
     charts.up(wanted, seconds=options.timeout, force=options.force)
     names.reconcile(Api())
-    answer(state.table(state.services()))
+    show_services()
 
 
 def do_down(options: argparse.Namespace) -> None:
@@ -109,8 +110,16 @@ def do_profiles(_: argparse.Namespace) -> None:
 
 
 def do_services(_: argparse.Namespace) -> None:
-    """List services, their addresses on your computer, and whether they answer."""
-    answer(state.table(state.services()))
+    """List services: where they are on your computer, and whether they answer."""
+    show_services()
+
+
+def show_services() -> None:
+    """Print the services, and what has to be known of their addresses."""
+    rows, notes = state.services()
+    answer(state.table(rows))
+    for note in notes:
+        say(f"\n{note}")
 
 
 def do_status(_: argparse.Namespace) -> None:
@@ -138,8 +147,12 @@ def do_version(options: argparse.Namespace) -> None:
 
 
 def do_share(_: argparse.Namespace) -> None:
-    """Explain how to share a directory of your computer, and list shared directories."""
-    answer(SHARING)
+    """Explain how to share a directory of your computer, and list those that are shared."""
+    found = forwards.read()
+    ssh = found.ports.get(forwards.SSH)
+    answer(SHARING.replace("{port}", "" if ssh in (None, forwards.USUAL[forwards.SSH]) else f" --ssh-port {ssh}"))
+    if not found.told:
+        say("Where another port than 2222 leads to ssh of this machine, add --ssh-port PORT.\n")
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     shared = [fields[1] for fields in mounts if fields[2] == "fuse.sshfs"]
     answer("shared now: " + (", ".join(shared) or "nothing"))
@@ -193,12 +206,18 @@ def do_wait(options: argparse.Namespace) -> None:
     noted = ready.note(ready.wait(say, options.timeout))
     parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in noted["parts"].items())
     answer(f"dev-env is ready, {noted['seconds_since_boot']:.0f} s after the machine was switched on ({parts}).")
+    answer(forwards.summary(forwards.read()))
     answer("`dev-env` tells what it can do.")
 
 
 def do_names(_: argparse.Namespace) -> None:
     """Keep names and ports of services up to date (for a service of the system)."""
     watching.watch()
+
+
+def do_forwards(_: argparse.Namespace) -> None:
+    """Note which ports of your computer lead into this machine (a service of the system does this)."""
+    forwards.note(say)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -271,6 +290,7 @@ def _add_machine(command: Command) -> None:
     version.add_argument("--json", action="store_true", help="write JSON, for programs")
     add_timeout(command("wait", do_wait), "how long to wait")
     command("names", do_names)
+    command("forwards", do_forwards)
 
 
 def seconds(text: str) -> float:

@@ -17,11 +17,9 @@ from dev_env import MANAGED, OURS, SYSTEM_NAMESPACES
 from dev_env.api import Api, Refused
 from dev_env.console import say
 
-HTTP_PORT, HTTPS_PORT = 8080, 8443
-"""On the host."""
 HTTP_NUMBERS = frozenset({80, 3000, 4200, 5000, 5173, 8000, 8080, 8888})
 TCP_RANGE = range(31000, 31020)
-"""NodePorts that are forwarded from the host under the same numbers."""
+"""NodePorts that are forwarded from the host; forwards.py knows which of them, and from which port there."""
 OFF = "dev-env/names"
 """Annotation of a service: `off` leaves it alone."""
 

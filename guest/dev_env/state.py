@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dev_env import RELEASE
+from dev_env import RELEASE, forwards
 from dev_env.bounds import read_text
 from dev_env.charts import installed, pod_ready
-from dev_env.names import HTTP_PORT, HTTPS_PORT, TCP_RANGE, given_ports, host_of, http_port, is_wanted, tcp_ports
+from dev_env.forwards import HTTP, HTTPS, Forwards
+from dev_env.names import TCP_RANGE, given_ports, host_of, http_port, is_wanted, tcp_ports
 from dev_env.printable import printable, shortened
 from dev_env.ready import CLUSTER, Watch, k3s_version, told
 from dev_env.tools import ask, items, run
@@ -32,24 +33,48 @@ def _cell(text: str) -> str:
     return shortened(printable(text), MOST_CELL).replace("\n", " ")
 
 
-def services() -> list[list[str]]:
-    """Return name, namespace, address on the host and state of every service, with a heading."""
-    every = items("services")
+def services() -> tuple[list[list[str]], list[str]]:
+    """Return name, namespace, address on the host and state of every service, with a heading; and notes on these."""
+    return listed(items("services"), items("endpointslices"), forwards.read())
+
+
+def listed(
+    every: Sequence[dict[str, Any]], slices: Sequence[dict[str, Any]], found: Forwards
+) -> tuple[list[list[str]], list[str]]:
+    """Return what `services` does, for these services and forwards; pure."""
     numbers = given_ports(every)
-    slices = items("endpointslices")
     rows = [["SERVICE", "NAMESPACE", "ADDRESS ON YOUR COMPUTER", "STATE"]]
+    lacking = set()
     for service in filter(is_wanted, every):
         meta = service["metadata"]
         state = _endpoints(meta, slices)
-        if http_port(service):
-            host = host_of(service)
-            rows.append([meta["name"], meta["namespace"], f"http://{host}:{HTTP_PORT}", state])
-            rows.append(["", "", f"https://{host}:{HTTPS_PORT}", ""])
-        for port in tcp_ports(service):
-            number = numbers.get((meta["namespace"], meta["name"], port["port"]))
-            address = f"localhost:{number}" if number else f"none is free in {TCP_RANGE[0]}-{TCP_RANGE[-1]}"
-            rows.append([meta["name"], meta["namespace"], f"{address} (port {port['port']})", state])
-    return rows
+        for guest, address in _addresses(service, numbers, found.ports):
+            rows.append(["", "", address, ""] if guest == HTTPS else [meta["name"], meta["namespace"], address, state])
+            if guest and guest not in found.ports:
+                lacking.add(guest)
+    return rows, list(forwards.notes(found, lacking))
+
+
+def _addresses(
+    service: dict[str, Any], numbers: Mapping[tuple[str, str, int], int], ports: Mapping[int, int]
+) -> Iterator[tuple[int | None, str]]:
+    """Yield the ports of this machine at which a service is, and where that is on the host.
+
+    Args:
+        ports: Those that are forwarded -> port on the host.
+    """
+    if http_port(service):
+        host = host_of(service)
+        for scheme, guest in (("http", HTTP), ("https", HTTPS)):
+            lost = f"{scheme} to {host} is not forwarded"
+            yield guest, f"{scheme}://{host}:{ports[guest]}" if guest in ports else lost
+    meta = service["metadata"]
+    for port in tcp_ports(service):
+        number = numbers.get((meta["namespace"], meta["name"], port["port"]))
+        address = f"none is free in {TCP_RANGE[0]}-{TCP_RANGE[-1]}"
+        if number:
+            address = f"localhost:{ports[number]}" if number in ports else f"{number} is not forwarded"
+        yield number, f"{address} (port {port['port']})"
 
 
 def _endpoints(meta: dict[str, Any], slices: Sequence[dict[str, Any]]) -> str:
@@ -70,6 +95,7 @@ def status() -> list[str]:
     lines = list(told(seen))
     if seen.lacks[CLUSTER]:
         return lines
+    lines.append(forwards.summary(forwards.read()))
     disk = shutil.disk_usage("/")
     lines.append(f"disk: {disk.free >> 30} of {disk.total >> 30} GiB free")
     found = installed()

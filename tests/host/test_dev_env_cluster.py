@@ -101,7 +101,7 @@ def test_ready_means_that_names_answer() -> None:
 def test_profiles_are_installed_replaced_and_removed(tmp_path: Path) -> None:
     up("hello")
     assert [release["name"] for release in charts.installed(ours=True)] == ["hello"]
-    rows = state.services()
+    rows, _ = state.services()
     assert ["hello", "default", "http://hello.localhost:8080", "ready (1)"] in rows
     mine = tmp_path / "mine.yaml"
     mine.write_text("charts:\n  orders: {values: {replicas: 2}}\n  events: null\n")

@@ -59,6 +59,12 @@ def test_a_user_may_let_the_guest_out(tmp_path: Path) -> None:
     assert "restrict" not in command(Hardware(accelerator="kvm", forwards={}, restrict=False), tmp_path)
 
 
+def test_guest_is_told_its_forwards_if_somebody_says_so(tmp_path: Path) -> None:
+    told = Hardware(accelerator="tcg", forwards={22: 0}, told={22: 2223, 31000: 31000})
+    assert " -smbios type=11,value=io.systemd.credential:vmimage.forwards=22=2223 31000 " in command(told, tmp_path)
+    assert "-smbios" not in command(TCG, tmp_path)
+
+
 def test_uefi_gets_its_own_copy_of_the_variables(tmp_path: Path) -> None:
     text = command(Hardware(accelerator="tcg", forwards={}, firmware="uefi"), tmp_path)
     assert f"unit=1,file={tmp_path}/uefi-variables.fd" in text
@@ -131,7 +137,10 @@ def test_console_tail_has_no_control_sequences(tmp_path: Path) -> None:
     ("name", "firmware"), [(name, firmware) for name, profile in PROFILES.items() for firmware in profile.firmwares]
 )
 def test_qemu_has_the_devices_of_every_profile(name: str, firmware: FirmwareName, disk: Path, tmp_path: Path) -> None:
-    hardware = Hardware(accelerator="tcg", forwards={22: 0}, memory=64, cpus=1, profile=name, firmware=firmware)
+    told = {22: 12222, **{port: port for port in range(31000, 31512, 2)}}
+    hardware = Hardware(
+        accelerator="tcg", forwards={22: 0}, told=told, memory=64, cpus=1, profile=name, firmware=firmware
+    )
     with start(hardware, disk=disk, seed=tmp_path / "seed.iso", folder=tmp_path) as machine:
         assert machine.alive()
         assert machine.port(22) > 0

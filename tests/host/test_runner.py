@@ -36,13 +36,19 @@ def release_of(dist: Path, raw: bytes, **more: object) -> Release:
     dist.mkdir(exist_ok=True)
     (dist / "disk.raw").write_bytes(raw)
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", dist / "disk.raw", dist / "disk.qcow2"])
-    machine = {"cpus": 1, "memory": "64 MiB"}
-    released(dist, "small", VERSION, (dist / "disk.qcow2").read_bytes(), machine=machine, **more)
+    more = {"machine": {"cpus": 1, "memory": "64 MiB"}, **more}
+    released(dist, "small", VERSION, (dist / "disk.qcow2").read_bytes(), **more)
     return choose(dist, "small", None)
 
 
 def start(
-    chosen: Options, ports: Mapping[str, int], release: Release, disk: Path | None = None, *, isolated: bool = False
+    chosen: Options,
+    ports: Mapping[str, int],
+    release: Release,
+    disk: Path | None = None,
+    *,
+    seed: Path | None = None,
+    isolated: bool = False,
 ) -> None:
     """Do what `invoke run` does."""
     run_release(
@@ -55,6 +61,7 @@ def start(
         ports=ports,
         public_keys=[],
         disk=disk,
+        seed=seed,
         isolated=isolated,
     )
 
@@ -91,6 +98,30 @@ def test_isolated_machine_reaches_nothing(isolated: bool, tmp_path: Path, monkey
         start(chosen, ports, release_of(tmp_path / "dist", talking_disk(b"")), isolated=isolated)
     (hardware,) = asked
     assert (hardware.restrict, 22 in hardware.forwards) == (isolated, True)
+
+
+def test_machine_is_told_its_ports_without_those_that_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Hardware] = []
+
+    def refuse(hardware: Hardware, **_: object) -> None:
+        asked.append(hardware)
+        raise HostError("not here")
+
+    monkeypatch.setattr("vmimage.commands.run_image.start", refuse)
+    chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_STATE": f"{tmp_path}/state"}, accelerator="tcg")
+    ports = {name: free_port() for name in FORWARDS}
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        taken = busy.getsockname()[1]
+        machine = {"cpus": 1, "memory": "64 MiB", "ports": f"{taken}-{taken}"}
+        release = release_of(tmp_path / "dist", talking_disk(b""), machine=machine)
+        # A seed of the user's own, whatever is in it.
+        seed = tmp_path / "seed.iso"
+        seed.touch()
+        with pytest.raises(HostError, match="not here"):
+            start(chosen, ports, release, seed=seed)
+    assert asked[0].told == {forward.guest: ports[name] for name, forward in FORWARDS.items()} == asked[0].forwards
 
 
 def test_run_that_cannot_start_leaves_the_keys_of_the_machine_that_has_the_port(tmp_path: Path) -> None:

@@ -77,12 +77,25 @@ def test_image_of_the_sample_is_there(host: Host) -> None:
     assert "localhost/hello:1" in host.check_output("dev-env images")
 
 
-def test_sample_runs_without_a_network(host: Host) -> None:
+def test_machine_knows_the_ports_that_lead_to_it(host: Host, context: Context) -> None:
+    """The console says them when it is ready; what they are is told anew at each start."""
+    assert host.check_output("systemctl is-active dev-env-forwards") == "active"
+    told = context.forwards
+    text = (
+        f"{told['22']} ssh, {told['80']} http, {told['443']} https, {told['6443']} Kubernetes, 20 of 20 for other TCP"
+    )
+    assert f"ports on your computer: {text}" in host.check_output("dev-env status").splitlines()
+    assert f"ports on your computer: {text}" in host.check_output("journalctl -b -u dev-env-ready -o cat").splitlines()
+    assert host.run("dev-env services").stderr.count("usual ports") == 0
+    assert f"--ssh-port {told['22']}" in host.check_output("dev-env share")
+
+
+def test_sample_runs_without_a_network(host: Host, context: Context) -> None:
     done = host.run("dev-env up hello")
     assert done.rc == 0, done.stderr
     assert "$ helm upgrade --install hello" in done.stderr
-    assert "http://hello.localhost:8080" in done.stdout
-    assert "https://hello.localhost:8443" in done.stdout
+    assert f"http://hello.localhost:{context.forwards['80']}" in done.stdout
+    assert f"https://hello.localhost:{context.forwards['443']}" in done.stdout
 
 
 def test_page_of_the_sample_by_name(host: Host, address: str) -> None:

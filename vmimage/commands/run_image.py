@@ -100,6 +100,7 @@ def run_release(
     require_free(ports)
     machine_facts = released.machine
     further, skipped = further_ports(machine_facts.ports, ports)
+    forwards = {FORWARDS[name].guest: port for name, port in ports.items()} | {port: port for port in further}
     with store.workspace("run") as work:
         overlay = _overlay(released, disk, work)
         if not seed:
@@ -112,7 +113,8 @@ def run_release(
             accelerator=accelerator,
             cpus=machine_cpus(machine_facts.cpus, accelerator),
             memory=size_bytes(machine_facts.memory) >> 20,
-            forwards={FORWARDS[name].guest: port for name, port in ports.items()} | {port: port for port in further},
+            forwards=forwards,
+            told=forwards,
             restrict=isolated,
             throwaway=disk is None,
         )

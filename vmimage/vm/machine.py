@@ -24,6 +24,7 @@ from vmimage.util.errors import HostError, VerifyError
 from vmimage.util.firmware import FirmwareName
 from vmimage.util.run import spawn, tail
 from vmimage.vm.accelerator import Accelerator, acceleration, cpu_model
+from vmimage.vm.forwards import smbios_arguments
 from vmimage.vm.profiles import PROFILES
 from vmimage.vm.qmp import Monitor
 from vmimage.vm.sandbox import sandbox_arguments
@@ -47,6 +48,7 @@ class Hardware:
         memory: MiB.
         forwards: Guest port -> port on this host's loopback; 0 lets the kernel choose a free one.
         restrict: The guest reaches nothing outside; only the forwards go in.
+        told: What the guest is told of its forwards, like `forwards`; nothing when None.
         throwaway: What the guest writes need not survive this host: no flush waits for its disk.
     """
 
@@ -56,6 +58,7 @@ class Hardware:
     cpus: int = 2
     memory: int = 2048
     forwards: Mapping[int, int]
+    told: Mapping[int, int] | None = None
     restrict: bool = True
     throwaway: bool = False
 
@@ -123,6 +126,8 @@ def qemu_command(
     command += ["-display", "none", "-vga", "std", "-device", "virtio-rng-pci"]
     command += ["-serial", serial]
     command += ["-netdev", f"user,id=net0{restrict}{forwards}", "-device", f"{profile.network},netdev=net0"]
+    if hardware.told is not None:
+        command += smbios_arguments(hardware.told)
     # A full disk of the host is an error at once; by default QEMU would stop the machine and wait for room.
     cache = "unsafe" if hardware.throwaway else "writeback"
     options = f"format=qcow2,if=none,id=root,discard=unmap,werror=report,cache={cache}"

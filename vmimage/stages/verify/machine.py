@@ -39,6 +39,8 @@ IDENTITIES = {
 }
 """What two clones must not share -> the command that prints it, a line each."""
 MOST_IDENTITY_BYTES = 64 << 10
+TOLD = {22: 2223, 80: 8081, 443: 8444, 6443: 6444, **{port: port for port in range(31000, 31020)}}
+"""What a machine is told of ports that lead to it: other ones than the usual, so that a check sees what it believes."""
 AT_ONCE = 2
 """Machines that run at the same time; `doctor` asks for memory accordingly."""
 
@@ -99,12 +101,14 @@ def check_machine(
         cpus=machine_cpus(subject.cpus, accelerator, machines=AT_ONCE),
         memory=size_bytes(subject.memory) >> 20,
         forwards={22: 0},
+        told=TOLD,
         throwaway=True,
     )
     try:
         with cloned(disk.path, disk.format, hardware, folder, hostname=f"verify-{index}", grow_by=GROW_BYTES) as clone:
             context = _come_up(clone, check, identities, folder, step)
             context |= {"facts": subject.facts, "firmware": boot.firmware, "hostname": f"verify-{index}"}
+            context["forwards"] = TOLD
             files = dealt_tests(subject.facts, index, len(subject.boots), subject.seconds)
             run_tests(check, files, context, _hosts(clone, folder), folder)
             step.now(f"{boot.name}: {check.tests} tests, {len(check.failures)} failed")
