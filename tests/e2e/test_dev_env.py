@@ -179,6 +179,12 @@ def test_what_is_shared_after_up_is_served_on_the_host_by_name(machine: Running,
     assert "404" in machine.page("other.localhost")
 
 
+@pytest.mark.usefixtures("frontend")
+def test_machine_names_the_ports_that_were_chosen_with_a_seed_of_the_users_own(machine: Running) -> None:
+    assert f"http://frontend.localhost:{machine.ports['http']} " in machine.said("dev-env services")
+    assert f"ports on your computer: {machine.ports['ssh']} ssh, " in machine.said("dev-env status")
+
+
 def test_pod_cannot_write_to_what_is_shared_though_its_mount_came_later(machine: Running, frontend: Frontend) -> None:
     served(machine, "first\n")
     server = machine.said("pgrep --full --oldest 'nc -ll -p 8080'")
