@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ NO_CHART = "To have no chart at all: `dev-env down`, or a file with `charts: {}`
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 TEXTS = ("chart", "repo", "version", "digest", "namespace")
 KEYS = (*TEXTS, "values")
+MOST_TOLD = 50
+"""Problems of a file; each is looked for in all of its lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +79,15 @@ def read(path: Path) -> dict[str, Any]:
     """Read a values file as helm reads one, with charts' relative paths made absolute.
 
     Raises:
-        Failure: It is no YAML, says something that is not understood, or names no chart; all problems are named.
+        Failure: It is no YAML, says something that is not understood, or names no chart; its first MOST_TOLD problems
+            are named.
     """
     text = read_text(path, VALUES_BYTES)
-    if found := [f"{path.name}:{line}: {what}" for line, what in faults(text, 2 * VALUES_DEPTH)]:
+    if found := [f"{path.name}:{line}: {what}" for line, what in islice(faults(text, 2 * VALUES_DEPTH), MOST_TOLD)]:
         raise Failure("\n".join(found), f"correct {path}; `dev-env up --help` shows its form")
     data = _read_by_helm(path)
-    problems = [f"{path.name}:{line_of(text, where)}: {'.'.join(where)}: {what}" for where, what in _problems(data)]
+    some = islice(_problems(data), MOST_TOLD)
+    problems = [f"{path.name}:{line_of(text, where)}: {'.'.join(where)}: {what}" for where, what in some]
     if problems:
         raise Failure("\n".join(problems), f"correct {path}; `dev-env up --help` shows its form")
     if data.get("charts") is None:

@@ -110,7 +110,8 @@ class Corpus:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     work = tmp_path_factory.mktemp("fuzz")
     tree, raw = work / "tree", work / "source.raw"
-    (tree / "etc").mkdir(parents=True)
+    (tree / "etc/vmimage").mkdir(parents=True)
+    (tree / "etc/vmimage/release.json").write_text('{"image": "x", "components": [], "versions": {}}')
     for number in range(40):
         (tree / "etc" / f"file-{number}").write_bytes(os.urandom(200) * (number % 7))
     (tree / "etc/link").symlink_to("file-1")

@@ -88,7 +88,9 @@ def _require_default_user(data: Mapping[str, object], path: Path) -> None:
     """Refuse what makes somebody else the user whose keys those at the top are."""
     renamed: list[tuple[str, object]] = [("user", data.get("user"))]
     system = data.get("system_info")
-    if isinstance(system, dict):
+    if not isinstance(system, dict | None):
+        raise InputError(f"{path}: system_info is not a mapping", hint=DOCS)
+    if system:
         renamed.append(("system_info: default_user", system.get("default_user")))
     for key, value in renamed:
         name = value.get("name", USER) if isinstance(value, dict) else value

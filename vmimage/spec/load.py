@@ -131,9 +131,9 @@ def _at(data: object, path: YamlPath) -> object:
 
 
 def _names(data: object, *path: str) -> list[str]:
-    """Return the keys of a mapping, or the entries of a list."""
+    """Return the keys of a mapping, or the entries of a list; what is no name is an empty one."""
     found = _at(data, path)
-    return list(found) if isinstance(found, (dict, list)) else []
+    return [each if isinstance(each, str) else "" for each in found] if isinstance(found, (dict, list)) else []
 
 
 def _dangling(document: Document, project: Path) -> Iterator[Problem]:

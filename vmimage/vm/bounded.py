@@ -49,9 +49,18 @@ class _Unread(BufferedPipe):  # type: ignore[type-arg]  # generic in its stubs a
         super().feed(data)
 
 
+class _Transport(paramiko.Transport):
+    def get_exception(self) -> Exception | None:
+        """Return what ended the session; what paramiko stumbles over in a packet is the sender's fault, too."""
+        error = super().get_exception()
+        if error is None or isinstance(error, OSError | EOFError | paramiko.SSHException):
+            return error
+        return paramiko.SSHException(f"it sends a packet that is none ({error or type(error).__name__})")
+
+
 def transport(connection: Any, /, **options: Any) -> paramiko.Transport:
     """Return a session over a socket, not begun yet; what paramiko.SSHClient calls a transport factory."""
-    return paramiko.Transport(connection, packetizer_class=_Packets, **options)
+    return _Transport(connection, packetizer_class=_Packets, **options)
 
 
 def start(session: paramiko.Transport, command: str, *, seconds: float = COMMAND_SECONDS) -> paramiko.Channel:

@@ -130,6 +130,9 @@ class Manifest(Facts):
         names = [file.name for file in self.files.values()]
         if len(set(names)) < len(names):
             raise ValueError("files: two have one name")
+        for kind, file in self.files.items():
+            if self.verdict.digests.get(kind) != file.sha256:
+                raise ValueError(f"verdict: it does not speak of these bytes of the {kind}")
         return self
 
 

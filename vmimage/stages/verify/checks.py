@@ -106,7 +106,10 @@ def note_seconds(path: Path, work: Path) -> None:
             continue
         for case in ET.parse(junit).getroot().iter("testcase"):  # noqa: S314 - our own pytest wrote it
             file = f"{case.get('classname', '').rpartition('.')[2]}.py"
-            seconds[file] = seconds.get(file, 0.0) + float(case.get("time", 0))
+            # What is no time is left out: one NaN would make the whole file unreadable.
+            with contextlib.suppress(ValueError):
+                took = float(case.get("time", 0))
+                seconds[file] = seconds.get(file, 0.0) + (took if 0 <= took <= TEST_SECONDS else 0.0)
     # Without it, the next run deals by size.
     with contextlib.suppress(OSError), written_beside(path) as beside:
         beside.write_text(json.dumps(known_seconds(path) | seconds))
