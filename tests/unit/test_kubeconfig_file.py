@@ -72,6 +72,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubeconfig_file, "LOCK_SECONDS", 0.1)
 
 
+def test_own_locks_of_killed_ones_go_and_other_files_stay(tmp_path: Path) -> None:
+    for name, text in ((".config.lock.99", "vmimage 99\n"), (".config.lock.98", "mine"), (".config.lock.x", "vmimage")):
+        (tmp_path / name).write_text(text)
+    with locked(tmp_path / "config"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".config.lock.98", ".config.lock.x"]
+
+
 def test_lock_is_held_by_one_and_goes_with_it(tmp_path: Path) -> None:
     path = tmp_path / "config"
     with locked(path), pytest.raises(HostError, match="is held by another program: another `invoke kubeconfig`"):  # noqa: SIM117

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -9,6 +10,7 @@ import pytest
 
 from vmimage.cache.store import Store
 from vmimage.util.errors import HostError
+from vmimage.util.files import BESIDE, LEFT_SECONDS, written_beside
 from vmimage.util.locks import lock_file
 
 NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -77,3 +79,34 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, number: int, monkey
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(HostError, match="file system without locks"):
         lock_file(tmp_path / "lock", fcntl.LOCK_EX)
+
+
+def test_what_killed_writers_left_beside_a_file_goes_with_the_next_one(tmp_path: Path) -> None:
+    def left(name: str, age: float) -> Path:
+        path = tmp_path / name
+        path.write_text("half")
+        changed = path.stat().st_mtime - age
+        os.utime(path, (changed, changed))
+        return path
+
+    gone = left(f".file.{BESIDE}abcdefgh", LEFT_SECONDS + 60)
+    stay = {
+        "of a moment ago": left(f".file.{BESIDE}bcdefghi", 0),
+        "of another file": left(f".file2.{BESIDE}abcdefgh", LEFT_SECONDS + 60),
+        "of somebody": left(".file.abcdefgh", LEFT_SECONDS + 60),
+        "that is locked": left(f".file.{BESIDE}cdefghij", LEFT_SECONDS + 60),
+    }
+    to = tmp_path / f".file.{BESIDE}defghijk"
+    to.symlink_to(stay["of somebody"])
+    with stay["that is locked"].open() as writing, contextlib.ExitStack() as both:
+        fcntl.flock(writing, NOW)
+        outer = both.enter_context(written_beside(tmp_path / "file"))
+        os.utime(outer, (0, 0))
+        with written_beside(tmp_path / "file") as inner:
+            inner.write_text("new")
+        outer.write_text("newer")
+        assert (tmp_path / "file").read_text() == "new"
+    assert (tmp_path / "file").read_text() == "newer"
+    assert not gone.exists()
+    assert [what for what, path in stay.items() if not path.exists()] == []
+    assert to.is_symlink()

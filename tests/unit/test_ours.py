@@ -196,3 +196,24 @@ def test_dist_of_an_earlier_version_is_adopted_with_what_it_left(tmp_path: Path)
     made(dist, ["toolbox/notes.txt", "mine"])
     open_dist(dist)
     assert is_marked(dist)
+
+
+def test_mark_that_was_begun_by_a_killed_process_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "MARK_SECONDS", 0.2)
+    for name in ("new", "earlier", "users"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ours.TAG).touch()
+    made(tmp_path / "earlier", ["locks/x"])
+    made(tmp_path / "users", ["photos/a.jpg"])
+    for name in ("new", "earlier"):
+        Store(tmp_path / name)
+        assert ours.is_marked(tmp_path / name)
+    with pytest.raises(InputError, match="photos"):
+        Store(tmp_path / "users")
+    assert not (tmp_path / "users" / ours.TAG).stat().st_size
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / MARK).touch()
+    require_ours(tmp_path / "dist")
+    assert not is_marked(tmp_path / "dist"), "to look is not to write"
+    open_dist(tmp_path / "dist")
+    assert is_marked(tmp_path / "dist")

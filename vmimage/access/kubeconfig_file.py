@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from vmimage.access.kubeconfig import SECTIONS, Config
 from vmimage.util.errors import HostError, InputError
-from vmimage.util.files import expanded, sync, written_beside
+from vmimage.util.files import expanded, listed, sync, written_beside
 from vmimage.util.yaml_bounds import require_bounded
 
 KEPT_BACKUPS = 5
@@ -175,6 +175,7 @@ def _made(lock: Path) -> int:
 @contextlib.contextmanager
 def _own_lock(lock: Path) -> Iterator[tuple[Path, int]]:
     """Yield a file beside a lock that says whose it is and is held, and its descriptor; both end with the block."""
+    _sweep_own_locks(lock)
     beside = lock.with_name(f".{lock.name}.{os.getpid()}")
     handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -184,6 +185,17 @@ def _own_lock(lock: Path) -> Iterator[tuple[Path, int]]:
     finally:
         beside.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _sweep_own_locks(lock: Path) -> None:
+    """Remove those of processes that were killed: each is locked before it says whose it is."""
+    form = re.compile(rf"{re.escape(f'.{lock.name}.')}[0-9]{{1,10}}")
+    # A folder that cannot be listed can be written to all the same.
+    with contextlib.suppress(OSError):
+        for each in listed(lock.parent):
+            if form.fullmatch(each.name) and (handle := _taken_over(each)) >= 0:
+                each.unlink(missing_ok=True)
+                os.close(handle)
 
 
 def _taken_over(lock: Path) -> int:

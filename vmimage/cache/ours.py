@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from vmimage.util.errors import InputError
-from vmimage.util.files import listed
+from vmimage.util.files import is_begun_mark, listed, write_mark
 
 TAG = "CACHEDIR.TAG"
 SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
@@ -50,11 +50,9 @@ def open_root(root: Path) -> None:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     end = time.monotonic() + MARK_SECONDS
     while not is_marked(root):
-        others = [path.name for path in listed(root)]
+        others = [path.name for path in listed(root) if path.name != TAG or not is_begun_mark(path)]
         if not others or is_of_an_earlier_version(root):
-            # New, so that no link is followed, and nothing is overwritten; another process may be first.
-            with contextlib.suppress(FileExistsError), (root / TAG).open("x") as tag:
-                tag.write(f"{SIGNATURE}\n{OWNER}\n")
+            write_mark(root / TAG, f"{SIGNATURE}\n{OWNER}\n".encode())
             continue
         if time.monotonic() > end:
             shown = ", ".join(others[:3]) + (", …" if others[3:] else "")
@@ -86,6 +84,8 @@ def is_marked(root: Path) -> bool:
 def is_of_an_earlier_version(root: Path) -> bool:
     """Tell whether all that a folder holds is of our form: caches were not marked once."""
     for path in listed(root):
+        if path.name == TAG and is_begun_mark(path):
+            continue
         if path.is_symlink() or not (path.is_dir() or path.name in REMEMBERED):
             return False
         if path.is_dir() and path.name != "locks" and not all(is_entry(path.name, each.name) for each in listed(path)):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import pwd
+import re
 import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +21,9 @@ from vmimage.util.errors import HostError, InputError, VmimageError
 from vmimage.util.run import Confine, run
 
 FULL_BYTES = 8 << 20
+BESIDE = "vmimage-"
+"""By which files are known that wait beside another to take its place."""
+LEFT_SECONDS = 60.0
 NO_HOME = Path("/dev/null/no-home-directory")
 
 
@@ -90,6 +96,26 @@ def read_regular(path: Path, most: int, *, follow: bool = False) -> bytes:
     return data
 
 
+def is_begun_mark(path: Path) -> bool:
+    """Tell whether a file that marks a folder as ours is empty: who made it was killed, or is writing it."""
+    return not path.is_symlink() and path.is_file() and not path.stat().st_size
+
+
+def write_mark(path: Path, text: bytes) -> None:
+    """Write a file that marks a folder as ours: a new one, or one that is only begun.
+
+    Raises:
+        OSError: It cannot be written, or it is a link.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        # Another process may have been first, with the same text.
+        if not os.fstat(handle).st_size:
+            os.write(handle, text)
+    finally:
+        os.close(handle)
+
+
 def listed(folder: Path) -> list[Path]:
     """Return what is in a folder, sorted; nothing where it is gone: another process may remove it at any time."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -128,16 +154,41 @@ def written_beside(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     Args:
         mode: Final mode; before that, only the owner may read the file.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    _sweep_beside(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.{BESIDE}", dir=path.parent)
     beside = Path(name)
     try:
+        # Dies with this process; where there are no locks, nothing is swept.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield beside
         beside.chmod(mode)
         sync(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _sweep_beside(path: Path) -> None:
+    """Remove what writers of a file left beside it that were killed."""
+    form = re.compile(rf"{re.escape(f'.{path.name}.{BESIDE}')}[a-z0-9_]{{8}}")
+    # A folder that cannot be listed can be written to all the same.
+    with contextlib.suppress(OSError):
+        for each in filter(lambda each: form.fullmatch(each.name), listed(path.parent)):
+            with contextlib.suppress(OSError):
+                _remove_if_left(each)
+
+
+def _remove_if_left(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        # One that was made a moment ago may not be locked yet.
+        if time.time() - os.fstat(handle).st_mtime > LEFT_SECONDS:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    finally:
+        os.close(handle)
 
 
 def sync(path: Path) -> None:

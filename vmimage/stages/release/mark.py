@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vmimage.stages.release.version import LATEST, is_left, is_version
 from vmimage.util.errors import InputError
-from vmimage.util.files import listed, read_regular
+from vmimage.util.files import is_begun_mark, listed, read_regular, write_mark
 
 MARK = ".vmimage-releases"
 TEXT = b"# Releases of vmimage. Each IMAGE/VERSION folder is one, and is never changed; `invoke clean --releases`.\n"
@@ -59,17 +59,15 @@ def open_dist(dist: Path) -> None:
     require_ours(dist)
     dist.mkdir(parents=True, exist_ok=True)
     if not is_marked(dist):
-        # New, so that no link is followed, and nothing is overwritten; another process may be first.
-        with contextlib.suppress(FileExistsError), (dist / MARK).open("xb") as mark:
-            mark.write(TEXT)
+        write_mark(dist / MARK, TEXT)
 
 
 def _others(dist: Path) -> Iterator[str]:
     """Yield what is not of our form: dist/ was not marked once."""
     for path in listed(dist):
         if path.name == MARK:
-            # Cut short, or another's.
-            yield MARK
+            # Another's, unless it is only begun.
+            yield from [] if is_begun_mark(path) else [MARK]
         elif path.is_symlink() or not path.is_dir() or not IMAGE.fullmatch(path.name):
             yield path.name
         else:
