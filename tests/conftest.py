@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,13 @@ from vmimage.access.confined import Folder
 TESTS = Path(__file__).parent
 # Seconds that one test may take; with the real k3s, e2e waits for hours where it must.
 TIERS = {"unit": 60, "host": 600, "e2e": 5 * 3600}
+
+
+def pytest_configure() -> None:
+    """Take signals as a terminal gives them: what nohup, or a shell in the background, starts ignores some."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
