@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-BUILD_SECONDS = 1500
+BUILD_SECONDS = 2400
 # A shell lets what it starts in the background ignore Ctrl-C, and all that this starts.
 INTERRUPTIBLE = ("env", "--default-signal=INT")
 
