@@ -55,7 +55,7 @@ def test_credentials_are_hidden(text: str, shown: str) -> None:
         "no machine answers ssh at dev@127.0.0.1:9",
         "git@github.com:owner/name.git",
         "did you mean …? SHA256:abc",
-        "deb http://deb.debian.org/debian trixie main",
+        "deb http://debian.example/debian trixie main",
         "12:30:01 base   fetch a@b",
     ],
 )
