@@ -139,7 +139,8 @@ def test_file_that_is_not_the_released_one_is_not_started(tmp_path: Path) -> Non
     chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_STATE": f"{tmp_path}/state"}, accelerator="tcg")
     ports = {name: free_port() for name in FORWARDS}
     files = {"qcow2": {"name": f"small-{VERSION}-amd64.qcow2", "bytes": 1, "sha256": "0" * 64}}
-    release = release_of(tmp_path / "dist", b"x" * 512, files=files)
+    verdict = {"passed": True, "files": {"qcow2": {"sha256": "0" * 64}}, "checks": [{"name": "qcow2-virtio-bios"}]}
+    release = release_of(tmp_path / "dist", b"x" * 512, files=files, verdict=verdict)
     for disk in (None, tmp_path / "my.qcow2"):
         with pytest.raises(VerifyError, match="is not what its manifest says"):
             start(chosen, ports, release, disk)
