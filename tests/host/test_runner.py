@@ -83,8 +83,9 @@ def test_keys_that_a_machine_tells_replace_those_of_the_last_one_at_its_port(
     assert [event["keys"] for event in events if event["event"] == "host-keys"] == [{"ssh-ed25519": ours.fingerprint}]
 
 
-@pytest.mark.parametrize("isolated", [True, False])
-def test_isolated_machine_reaches_nothing(isolated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Hardware]:
+    """The hardware of machines that would be started: none is."""
     asked: list[Hardware] = []
 
     def refuse(hardware: Hardware, **_: object) -> None:
@@ -92,6 +93,11 @@ def test_isolated_machine_reaches_nothing(isolated: bool, tmp_path: Path, monkey
         raise HostError("not here")
 
     monkeypatch.setattr("vmimage.commands.run_image.start", refuse)
+    return asked
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_isolated_machine_reaches_nothing(isolated: bool, tmp_path: Path, asked: list[Hardware]) -> None:
     chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_STATE": f"{tmp_path}/state"}, accelerator="tcg")
     ports = {name: free_port() for name in FORWARDS}
     with pytest.raises(HostError, match="not here"):
@@ -100,16 +106,7 @@ def test_isolated_machine_reaches_nothing(isolated: bool, tmp_path: Path, monkey
     assert (hardware.restrict, 22 in hardware.forwards) == (isolated, True)
 
 
-def test_machine_is_told_its_ports_without_those_that_are_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Hardware] = []
-
-    def refuse(hardware: Hardware, **_: object) -> None:
-        asked.append(hardware)
-        raise HostError("not here")
-
-    monkeypatch.setattr("vmimage.commands.run_image.start", refuse)
+def test_machine_is_told_its_ports_without_those_that_are_taken(tmp_path: Path, asked: list[Hardware]) -> None:
     chosen = options({"VMIMAGE_CACHE": f"{tmp_path}/cache", "VMIMAGE_STATE": f"{tmp_path}/state"}, accelerator="tcg")
     ports = {name: free_port() for name in FORWARDS}
     with socket.create_server(("127.0.0.1", 0)) as busy:
