@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import threading
@@ -13,7 +14,7 @@ from vmimage.cache.result import Result, stage_key
 from vmimage.cache.store import Store
 from vmimage.commands import cache as care
 from vmimage.util.errors import BuildError, HostError
-from vmimage.util.files import disk_use, sha256_file
+from vmimage.util.files import disk_use, remove_tree, sha256_file
 
 QUIET = step_into([])
 
@@ -213,6 +214,23 @@ def test_disk_that_becomes_full_is_told_and_leaves_nothing(store: Store) -> None
         store.get_or_make("stage", {}, fill, QUIET)
     assert not store.find("stage", {})
     assert not list((store.root / "work").iterdir())
+
+
+def test_folder_is_removed_though_an_ending_program_still_writes_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, rmdir, late = tmp_path / "work", os.rmdir, iter(("late", "later"))
+
+    def written_to_meanwhile(path: str | Path, **more: int) -> None:
+        for name in itertools.islice(late, 1):
+            (work / name).write_text("x")
+        rmdir(path, **more)
+
+    work.mkdir()
+    monkeypatch.setattr(os, "rmdir", written_to_meanwhile)
+    remove_tree(work)
+    assert not work.exists()
+    assert next(late, None) is None, "it was tried again"
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -176,7 +177,8 @@ def _made(lock: Path) -> int:
 def _own_lock(lock: Path) -> Iterator[tuple[Path, int]]:
     """Yield a file beside a lock that says whose it is and is held, and its descriptor; both end with the block."""
     _sweep_own_locks(lock)
-    beside = lock.with_name(f".{lock.name}.{os.getpid()}")
+    # A thread of this process is another taker as well.
+    beside = lock.with_name(f".{lock.name}.{threading.get_native_id()}")
     handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,6 +24,7 @@ FULL_BYTES = 8 << 20
 BESIDE = "vmimage-"
 """By which files are known that wait beside another to take its place."""
 LEFT_SECONDS = 60.0
+REMOVALS = 20
 NO_HOME = Path("/dev/null/no-home-directory")
 
 
@@ -131,12 +132,18 @@ def stamp(path: Path) -> tuple[int, int]:
 
 def remove_tree(path: Path) -> None:
     """Remove a file or a folder, also when files in it belong to subordinate users (base stage)."""
-    if not os.path.lexists(path):
-        return
-    try:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    except PermissionError:
-        run(["rm", "-rf", "--one-file-system", path], confine=Confine.FAKE_ROOT)
+    for attempt in range(1, REMOVALS + 1):
+        if not os.path.lexists(path):
+            return
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except PermissionError:
+            run(["rm", "-rf", "--one-file-system", path], confine=Confine.FAKE_ROOT)
+        except OSError as error:
+            # A program that is about to end, or another process that removes the same, is still at work in it.
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempt == REMOVALS:
+                raise
+            time.sleep(0.05)
 
 
 def place(source: Path, to: Path) -> None:
