@@ -25,7 +25,6 @@ from vmimage.spec.model import size_bytes
 from vmimage.stages import base as base_stage
 from vmimage.stages.bake.packer import packer, prepare_plugins
 from vmimage.stages.base import BaseStage
-from vmimage.stages.verify.machine import AT_ONCE
 from vmimage.stages.verify.matrix import Boot
 from vmimage.util.console import Step
 from vmimage.util.errors import BuildError, VerifyError
@@ -246,7 +245,7 @@ def boot(
         profile=machine.profile,
         firmware=machine.firmware,
         accelerator=accelerator,
-        cpus=machine_cpus(plan.image.machine.cpus, accelerator, machines=AT_ONCE),
+        cpus=machine_cpus(plan.image.machine.cpus, accelerator),
         memory=size_bytes(plan.image.machine.memory) >> 20,
         forwards={22: 0},
     )

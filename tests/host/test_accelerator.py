@@ -11,6 +11,7 @@ from vmimage.vm.accelerator import (
     emulates_in_parallel,
     find_accelerator,
     machine_cpus,
+    machines_at_once,
     probe_accelerator,
     probe_passed,
 )
@@ -81,13 +82,14 @@ def test_processors_are_emulated_at_the_same_time_where_qemu_does_it_right(
 
 
 @pytest.mark.parametrize(
-    ("parallel", "host_cpus", "machines", "cpus"),
-    [(False, 16, 1, 1), (True, 2, 1, 2), (True, 2, 2, 1), (True, 16, 2, 2)],
+    ("parallel", "host_cpus", "cpus", "at_once"),
+    [(False, 16, 1, 2), (True, 1, 1, 1), (True, 2, 2, 1), (True, 3, 2, 1), (True, 16, 2, 2)],
 )
 def test_emulated_machines_share_the_processors(
-    monkeypatch: pytest.MonkeyPatch, parallel: bool, host_cpus: int, machines: int, cpus: int
+    monkeypatch: pytest.MonkeyPatch, parallel: bool, host_cpus: int, cpus: int, at_once: int
 ) -> None:
     monkeypatch.setattr(accelerator, "emulates_in_parallel", lambda: parallel)
     monkeypatch.setattr("os.cpu_count", lambda: host_cpus)
-    assert machine_cpus(2, "tcg", machines=machines) == cpus
-    assert machine_cpus(2, "kvm", machines=machines) == 2
+    assert machine_cpus(2, "tcg") == cpus
+    assert machines_at_once(2, "tcg", most=2) == at_once
+    assert machine_cpus(2, "kvm") == machines_at_once(2, "kvm", most=2) == 2

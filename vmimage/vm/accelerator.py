@@ -45,15 +45,25 @@ def cpu_model(accelerator: Accelerator) -> str:
     return "host" if accelerator == "kvm" else EMULATED_CPU
 
 
-def machine_cpus(wanted: int, accelerator: Accelerator, *, machines: int = 1) -> int:
-    """Return how many processors a machine gets: emulated ones beyond the host's own only wait for each other.
-
-    Args:
-        machines: How many run at the same time.
-    """
+def machine_cpus(wanted: int, accelerator: Accelerator) -> int:
+    """Return how many processors a machine gets: emulated ones beyond the host's own only wait for each other."""
     if accelerator == "kvm":
         return wanted
-    return min(wanted, max(1, (os.cpu_count() or 1) // machines)) if emulates_in_parallel() else 1
+    return min(wanted, os.cpu_count() or 1) if emulates_in_parallel() else 1
+
+
+def machines_at_once(wanted: int, accelerator: Accelerator, *, most: int) -> int:
+    """Return how many machines run at the same time, so that each has the processors that it asks for.
+
+    A cluster that shares one emulated processor with another never comes up: its probes time out, and start it again.
+
+    Args:
+        wanted: Processors of each.
+        most: However many the host has.
+    """
+    if accelerator == "kvm" or not emulates_in_parallel():
+        return most
+    return max(1, min(most, (os.cpu_count() or 1) // wanted))
 
 
 PROBE_EXIT = 0x2A

@@ -42,7 +42,7 @@ MOST_IDENTITY_BYTES = 64 << 10
 TOLD = {22: 2223, 80: 8081, 443: 8444, 6443: 6444, **{port: port for port in range(31000, 31020)}}
 """What a machine is told of ports that lead to it: other ones than the usual, so that a check sees what it believes."""
 AT_ONCE = 2
-"""Machines that run at the same time; `doctor` asks for memory accordingly."""
+"""At most so many machines run at the same time; `doctor` asks for memory accordingly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def check_machine(
         profile=boot.profile,
         firmware=boot.firmware,
         accelerator=accelerator,
-        cpus=machine_cpus(subject.cpus, accelerator, machines=AT_ONCE),
+        cpus=machine_cpus(subject.cpus, accelerator),
         memory=size_bytes(subject.memory) >> 20,
         forwards={22: 0},
         told=TOLD,

@@ -25,7 +25,7 @@ from vmimage.util.console import Step
 from vmimage.util.errors import VerifyError
 from vmimage.util.files import sha256_file
 from vmimage.util.run import kill_running
-from vmimage.vm.accelerator import Accelerator
+from vmimage.vm.accelerator import Accelerator, machines_at_once
 
 VERDICT = "verdict.json"
 END_SECONDS = 0.1
@@ -82,7 +82,8 @@ def _checks(subject: Subject, rooms: Rooms, accelerator: Accelerator, step: Step
     disks = {file.kind: opened_disk(file, rooms.work) for file in subject.files}
     identities = Identities()
     ending = threading.Event()
-    with ThreadPoolExecutor(max_workers=AT_ONCE) as machines, ThreadPoolExecutor(max_workers=1) as beside:
+    at_once = machines_at_once(subject.cpus, accelerator, most=AT_ONCE)
+    with ThreadPoolExecutor(max_workers=at_once) as machines, ThreadPoolExecutor(max_workers=1) as beside:
         on_disk = beside.submit(_check_disks, subject, disks, rooms.work, step, ending)
         in_machines = [
             machines.submit(check_machine, subject, index, disks[boot.kind], identities, rooms, accelerator, step)
