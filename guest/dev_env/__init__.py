@@ -1,6 +1,7 @@
 """`dev-env`, the command inside the machine: a Kubernetes environment for people who need not know Kubernetes.
 
-Python's standard library only; what it does, it does by kubectl and helm, and it shows each such command.
+Python's standard library and PyYAML, which cloud-init brings. What it does to charts, it does by helm, and it shows
+each such command.
 """
 
 from __future__ import annotations

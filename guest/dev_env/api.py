@@ -1,4 +1,7 @@
-"""The Kubernetes API itself, for what has to be quick: names of services follow their services within seconds."""
+"""The Kubernetes API itself, for what is only looked at, and for what has to be quick.
+
+A process of kubectl takes a tenth of a second, and some seconds where the machine is emulated.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,20 @@ import http.client
 import json
 import ssl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
+
+import yaml
 
 from dev_env import KUBECONFIG, OURS, Failure
-from dev_env.bounds import API_BYTES, API_SECONDS, EVENT_BYTES, WATCH_SECONDS, chunks, size
-from dev_env.tools import ask
+from dev_env.bounds import API_BYTES, API_SECONDS, EVENT_BYTES, WATCH_SECONDS, chunks, read_text, size
 
 PATHS = {
+    "ConfigMap": "/api/v1/{}configmaps",
     "Service": "/api/v1/{}services",
+    "Pod": "/api/v1/{}pods",
+    "EndpointSlice": "/apis/discovery.k8s.io/v1/{}endpointslices",
     "Ingress": "/apis/networking.k8s.io/v1/{}ingresses",
     "Node": "/api/v1/{}nodes",
     "Deployment": "/apis/apps/v1/{}deployments",
@@ -29,6 +36,10 @@ class Refused(Failure):
     """The cluster answered, and what it said is an error."""
 
 
+class NotBegun(Failure):
+    """k3s has not written its kubeconfig yet."""
+
+
 class Api:
     """A way to the cluster of the kubeconfig; each request has a connection of its own."""
 
@@ -36,16 +47,21 @@ class Api:
         """Read the kubeconfig.
 
         Raises:
-            Failure: There is none, or it is not one of k3s.
+            NotBegun: There is none yet.
+            Failure: It is not one of k3s.
         """
+        text = read_text(KUBECONFIG) if KUBECONFIG.exists() else ""
+        if not text.strip():
+            raise NotBegun(f"{KUBECONFIG} is not there yet", "the cluster may still be starting: `dev-env status`")
         try:
-            self._read()
-        except (LookupError, TypeError, ValueError, OSError) as error:
+            self._read(yaml.safe_load(text))
+        except (LookupError, TypeError, ValueError, OSError, RecursionError, yaml.YAMLError) as error:
             raise Failure(f"{KUBECONFIG} is not a kubeconfig of k3s: {error!r}", "`journalctl -u k3s`") from error
 
-    def _read(self) -> None:
-        config = ask(["kubectl", "config", "view", "--raw", "--minify", "--output=json"])
-        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    def _read(self, config: dict[str, Any]) -> None:
+        context = _named(config["contexts"], config["current-context"])["context"]
+        cluster = _named(config["clusters"], context["cluster"])["cluster"]
+        user = _named(config["users"], context["user"])["user"]
         self._server = urlsplit(cluster["server"])
         self._context = ssl.create_default_context(cadata=_decoded(cluster["certificate-authority-data"]))
         # No stricter than kubectl on the form of the cluster's own certificates (Python 3.13 is).
@@ -90,14 +106,20 @@ class Api:
         finally:
             connection.close()
 
-    def items(self, kind: str, namespace: str = "") -> list[dict[str, Any]]:
-        """Return all objects of a kind, in one namespace or in all."""
+    def items(self, kind: str, namespace: str = "", selector: str = "") -> list[dict[str, Any]]:
+        """Return the objects of a kind that have some labels, in one namespace or in all."""
         path = PATHS[kind].format(f"namespaces/{namespace}/" if namespace else "")
+        path += f"?labelSelector={quote(selector)}" if selector else ""
         found = self.request("GET", path)
         if found is None:
             raise Refused(f"GET {path}: there is no such thing")
         # What is listed does not repeat its kind.
         return [{"kind": kind, **each} for each in found["items"]]
+
+    def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        """Return an object; None where there is none of this name."""
+        found: dict[str, Any] | None = self.request("GET", PATHS[kind].format(f"namespaces/{namespace}/") + f"/{name}")
+        return found
 
     def create(self, wanted: dict[str, Any]) -> None:
         """Create an object.
@@ -106,6 +128,11 @@ class Api:
             Refused: One of that name is there, whose ever it is.
         """
         self.request("POST", f"{self._folder(wanted)}?fieldManager={OURS}", wanted)
+
+    def apply(self, wanted: dict[str, Any]) -> None:
+        """Make an object as it is wanted, whoever changed it before."""
+        query = f"?fieldManager={OURS}&force=true"
+        self.request("PATCH", self._path(wanted) + query, wanted, "application/apply-patch+yaml")
 
     def replace(self, wanted: dict[str, Any]) -> None:
         """Change an object that was read; it holds the version that was read.
@@ -169,6 +196,13 @@ class Api:
     @classmethod
     def _path(cls, found: dict[str, Any]) -> str:
         return f"{cls._folder(found)}/{found['metadata']['name']}"
+
+
+def _named(entries: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    found = next((each for each in entries if each["name"] == name), None)
+    if found is None:
+        raise LookupError(f"it has no {name}")
+    return found
 
 
 def _decoded(text: str) -> str:

@@ -28,7 +28,8 @@ OUTPUT_BYTES = 64 * MIB
 """Output of kubectl, helm and crictl."""
 SAID_BYTES = 64 * KIB
 """Messages of a program that is working. Only the end is kept, since it has the reason of a failure."""
-PROGRAM_SECONDS = 60.0
+PROGRAM_SECONDS = 300.0
+"""`helm list` takes over a minute where the machine is emulated and its cluster is still busy."""
 HELM_SECONDS = 900.0
 """How long a chart may take to become ready: `dev-env up --timeout`."""
 HELM_MORE_SECONDS = 60.0

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from dev_env import Failure, conflicts, record
+from dev_env.api import Api
 from dev_env.bounds import HELM_MORE_SECONDS, HELM_SECONDS
 from dev_env.console import say
 from dev_env.export import exported
 from dev_env.files import Release
 from dev_env.record import Key, key_of
 from dev_env.releases import LABEL, digest_of, installed, uninstall
-from dev_env.tools import ended, items, run
+from dev_env.tools import ended, run
 
 __all__ = ["LABEL", "digest_of", "down", "exported", "installed", "pod_ready", "up"]
 
@@ -202,7 +203,7 @@ class _Progress:
         """Say it, when it changed."""
         release = self._release
         try:
-            pods = items("pods", namespace=release.namespace, selector=f"app.kubernetes.io/instance={release.name}")
+            pods = Api().items("Pod", release.namespace, f"app.kubernetes.io/instance={release.name}")
         except Failure:
             return  # helm itself will say it
         ready = sum(pod_ready(pod) for pod in pods)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dev_env import Failure, settings
-from dev_env.api import Api
+from dev_env.api import Api, NotBegun
 from dev_env.bounds import read_text
 from dev_env.charts import pod_ready
 from dev_env.tools import run
@@ -98,9 +98,7 @@ class Watch:
 def _brief(error: Failure) -> str:
     """Return why something failed, in a line that fits a console."""
     line = (str(error).splitlines() or [""])[-1]
-    # What kubectl says of a kubeconfig that is not there yet.
-    unborn = "no such file" in line.lower() or "current-context must exist" in line
-    return "it has not begun" if unborn else line[:LINE]
+    return "it has not begun" if isinstance(error, NotBegun) else line[:LINE]
 
 
 def _checks_lack(status: int, text: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dev_env import MANAGED, OURS, Failure
+from dev_env.api import Api
 from dev_env.files import TEXTS, Release
-from dev_env.tools import items, run
 
 NAME, NAMESPACE = OURS, "kube-system"
 Key = tuple[str, str]
@@ -26,7 +26,7 @@ def read() -> dict[Key, Release]:
     Raises:
         Failure: The ConfigMap of that name is not ours.
     """
-    found = next((each for each in items("configmaps", namespace=NAMESPACE) if each["metadata"]["name"] == NAME), None)
+    found = Api().get("ConfigMap", NAMESPACE, NAME)
     if found is None:
         return {}
     try:
@@ -66,6 +66,5 @@ def _written(known: dict[Key, Release]) -> dict[Key, Release]:
     })  # fmt: skip
     meta = {"name": NAME, "namespace": NAMESPACE, "labels": {MANAGED: OURS}}
     wanted = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"charts": text}}
-    argv = ["kubectl", "apply", "--server-side", "--force-conflicts", f"--field-manager={OURS}", "-f", "-"]
-    run(argv, stdin=json.dumps(wanted))
+    Api().apply(wanted)
     return known

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dev_env import RELEASE, forwards
+from dev_env.api import Api
 from dev_env.bounds import read_text
 from dev_env.charts import installed, pod_ready
 from dev_env.forwards import HTTP, HTTPS, Forwards
 from dev_env.names import TCP_RANGE, given_ports, host_of, http_port, is_wanted, tcp_ports
 from dev_env.printable import printable, shortened
 from dev_env.ready import CLUSTER, Watch, k3s_version, told
-from dev_env.tools import ask, items, run
+from dev_env.tools import ask, run
 
 MOST_CELL = 1000
 """Characters of a cell: a path or a list of an image's names, and not what fills a screen."""
@@ -35,7 +36,8 @@ def _cell(text: str) -> str:
 
 def services() -> tuple[list[list[str]], list[str]]:
     """Return name, namespace, address on the host and state of every service, with a heading; and notes on these."""
-    return listed(items("services"), items("endpointslices"), forwards.read())
+    api = Api()
+    return listed(api.items("Service"), api.items("EndpointSlice"), forwards.read())
 
 
 def listed(
@@ -106,7 +108,7 @@ def status() -> list[str]:
             or "none; try `dev-env up hello`"
         )
     )
-    pods = items("pods")
+    pods = Api().items("Pod")
     bad = [pod for pod in pods if not pod_ready(pod) and pod.get("status", {}).get("phase") != "Succeeded"]
     lines.append(f"pods: {len(pods) - len(bad)} of {len(pods)} well")
     lines += [f"  {pod['metadata']['namespace']}/{pod['metadata']['name']}: {_why(pod)}" for pod in bad]

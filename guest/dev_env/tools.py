@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import subprocess
 import tempfile
@@ -143,14 +144,14 @@ class _Taken:
 
     def __init__(self, pipe: IO[bytes], most: int) -> None:
         self.over = False
-        self._most, self._kept = most, bytearray()
-        self._thread = threading.Thread(target=self._take, args=(pipe,), daemon=True)
+        self._pipe, self._most, self._kept = pipe, most, bytearray()
+        self._thread = threading.Thread(target=self._take, daemon=True)
         self._thread.start()
 
-    def _take(self, pipe: IO[bytes]) -> None:
+    def _take(self) -> None:
         # A process that was ended leaves a closed pipe.
         with suppress(OSError, ValueError):
-            while data := os.read(pipe.fileno(), CHUNK):
+            while data := os.read(self._pipe.fileno(), CHUNK):
                 self._kept += data
                 if len(self._kept) > self._most:
                     self.over = True
@@ -158,7 +159,9 @@ class _Taken:
 
     def text(self) -> str:
         """Return what is kept, after the process has ended."""
-        # A child that it left behind may hold the pipe open.
+        # All that was written before is taken; a child that it left behind may hold the pipe open.
+        while self._thread.is_alive() and select.select([self._pipe], [], [], 0)[0]:
+            self._thread.join(timeout=0.05)
         self._thread.join(timeout=1.0)
         return bytes(self._kept).decode(errors="replace")
 
@@ -174,14 +177,6 @@ def ask(argv: Sequence[str], *, seconds: float = PROGRAM_SECONDS) -> Any:
         return json.loads(output) if output.strip() else None
     except (ValueError, RecursionError) as error:
         raise Failure(f"{shlex.join(argv[:3])} … did not answer in JSON: {error}", "`dev-env doctor`") from error
-
-
-def items(kind: str, *, namespace: str = "", selector: str = "") -> list[dict[str, Any]]:
-    """Return the Kubernetes objects of some kinds, of one namespace or of all."""
-    where = ["--namespace", namespace] if namespace else ["--all-namespaces"]
-    which = ["--selector", selector] if selector else []
-    found: list[dict[str, Any]] = ask(["kubectl", "get", kind, *where, *which, "--output=json"])["items"]
-    return found
 
 
 @contextmanager

@@ -15,9 +15,10 @@ import pytest
 import yaml
 from dev_env import Failure, charts, files, names, record
 from dev_env.api import Api, Refused
-from dev_env.tools import items, run
+from dev_env.tools import run
 
 from tests.host.test_dev_env_cluster import SHARE, cluster, environment
+from tests.tools import kubectl_items
 
 __all__ = ["cluster", "environment"]  # fixtures
 
@@ -59,7 +60,9 @@ def test_release_that_is_renamed_or_moved_gives_its_objects_to_the_new_one(tmp_p
     assert running() == {("default", "store")}
     up(tmp_path, {"store": {"chart": made, "namespace": "moved"}})
     assert running() == {("moved", "store")}
-    assert [each for each in items("configmaps", namespace="default") if each["metadata"]["name"] == "shop-settings"]
+    assert [
+        each for each in kubectl_items("configmaps", namespace="default") if each["metadata"]["name"] == "shop-settings"
+    ]
     assert set(record.read()) == {("moved", "store")}
 
 
@@ -136,7 +139,7 @@ def test_two_charts_of_one_name_and_version_are_both_packed(tmp_path: Path) -> N
     (tmp_path / "team.yaml").write_text(text)
     charts.down([])
     charts.up(files.merged([files.read(tmp_path / "team.yaml")]))
-    there = {each["metadata"]["name"] for each in items("configmaps", namespace="default")}
+    there = {each["metadata"]["name"] for each in kubectl_items("configmaps", namespace="default")}
     assert {"one", "two"} <= there
     assert sorted(path.name for path in folder.iterdir()) == ["plain-0.1.0.tgz", "same-0.1.0.tgz", "two-same-0.1.0.tgz"]
 
@@ -164,7 +167,7 @@ def test_record_of_an_older_one_is_read_and_another_ones_is_left_alone(tmp_path:
                     lambda: charts.exported(None)):  # fmt: skip
             with pytest.raises(Failure, match="kube-system/dev-env is not what"):
                 act()
-        (found,) = [each for each in items("configmaps", namespace="kube-system")
+        (found,) = [each for each in kubectl_items("configmaps", namespace="kube-system")
                     if each["metadata"]["name"] == "dev-env"]  # fmt: skip
         assert "=".join(*found["data"].items()) == theirs
         assert running() == set()
@@ -218,7 +221,7 @@ def test_service_whose_name_ours_would_take_keeps_its_ports(tmp_path: Path) -> N
     names.reconcile(Api())
     run(["kubectl", "delete", "service", "shop"])
     names.reconcile(Api())
-    left = {each["metadata"]["name"]: each for each in items("services", namespace="default")}
+    left = {each["metadata"]["name"]: each for each in kubectl_items("services", namespace="default")}
     assert set(left) == {"kubernetes", "shop-dev-env", "shop-dev-env-dev-env"}
     assert left["shop-dev-env"]["spec"]["selector"] == {"app": "shop-dev-env"}
     assert left["shop-dev-env"]["spec"]["ports"][0]["port"] == 3307
@@ -234,8 +237,9 @@ def test_up_that_is_killed_between_two_charts_remembers_the_first(tmp_path: Path
     (tmp_path / "both.yaml").write_text(f"charts:\n  good: {{chart: {good}}}\n  never: {{chart: {never}}}\n")
     program = (
         f"import sys; sys.path.insert(0, {str(Path(charts.__file__).parents[1])!r})\n"
-        "from pathlib import Path\nfrom dev_env import cli, files, tools\n"
-        f"tools.KUBECONFIG = Path({str(cluster / 'k3s.yaml')!r}); files.READER = Path({str(SHARE / 'reader')!r})\n"
+        "from pathlib import Path\nfrom dev_env import api, cli, files, tools\n"
+        f"api.KUBECONFIG = tools.KUBECONFIG = Path({str(cluster / 'k3s.yaml')!r})\n"
+        f"files.READER = Path({str(SHARE / 'reader')!r})\n"
         f"sys.exit(cli.main(['up', {str(tmp_path / 'both.yaml')!r}]))\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from dev_env import Failure, api, charts, files, names, ready, state, tools
 from dev_env.api import Api, Refused
-from dev_env.tools import items, run
+from dev_env.tools import run
 
 from tests.k3s_stand_in import NEWER, VERSION, build
-from tests.tools import free_port, pinned_tools
+from tests.tools import free_port, kubectl_items, pinned_tools
 from vmimage import PROJECT
 
 SHARE = PROJECT / "provision/files/60-environment/usr/local/share/dev-env"
@@ -53,7 +53,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def environment(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in (pinned_tools(tmp_path), cluster):
         monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.setattr(tools, "KUBECONFIG", cluster / "k3s.yaml")
+    for module in (api, tools):
+        monkeypatch.setattr(module, "KUBECONFIG", cluster / "k3s.yaml")
     monkeypatch.setattr(files, "READER", SHARE / "reader")
     monkeypatch.setattr(files, "PROFILES", SHARE / "profiles")
     monkeypatch.setattr(ready, "READY", tmp_path / "run" / "ready.json")
@@ -88,7 +89,9 @@ def test_what_the_api_tells_of_another_boot_or_another_k3s_is_not_believed(
 
 
 def test_ready_means_that_names_answer() -> None:
-    (traefik,) = [each for each in items("services", namespace="kube-system") if each["metadata"]["name"] == "traefik"]
+    (traefik,) = [
+        each for each in kubectl_items("services", namespace="kube-system") if each["metadata"]["name"] == "traefik"
+    ]
     (web,) = [port for port in traefik["spec"]["ports"] if port["name"] == "web"]
     closed = {"spec": {"ports": [{**web, "port": free_port()}, *traefik["spec"]["ports"][1:]]}}
     patch = ["kubectl", "patch", "service", "traefik", "--namespace=kube-system", "--type=merge", "--patch"]
@@ -107,7 +110,7 @@ def test_profiles_are_installed_replaced_and_removed(tmp_path: Path) -> None:
     mine.write_text("charts:\n  orders: {values: {replicas: 2}}\n  events: null\n")
     up("services", str(mine))
     assert [release["name"] for release in charts.installed(ours=True)] == ["orders"]
-    (deployment,) = items("deployments", namespace="backend")
+    (deployment,) = kubectl_items("deployments", namespace="backend")
     assert deployment["spec"]["replicas"] == 2
     assert charts.down([]) == ["orders"]
     assert charts.installed() == []
@@ -116,7 +119,7 @@ def test_profiles_are_installed_replaced_and_removed(tmp_path: Path) -> None:
 def test_up_that_was_cut_off_is_told_and_down_clears_it(tmp_path: Path) -> None:
     up("hello")
     # As helm leaves it when it is killed: the release is written down, and not as deployed.
-    (secret,) = [each["metadata"]["name"] for each in items("secrets") if each["type"] == "helm.sh/release.v1"]
+    (secret,) = [each["metadata"]["name"] for each in kubectl_items("secrets") if each["type"] == "helm.sh/release.v1"]
     found = json.loads(run(["kubectl", "get", "secret", secret, "-o", "json"]))
     record = json.loads(gzip.decompress(base64.b64decode(base64.b64decode(found["data"]["release"]))))
     record["info"]["status"] = "pending-install"
@@ -164,7 +167,7 @@ def test_exported_file_brings_all_back_elsewhere(tmp_path: Path) -> None:
     assert release.values == {"word": "second"}
     charts.down([])
     up(str(tmp_path / "export.yaml"))
-    (found,) = [each for each in items("configmaps", namespace="default") if each["metadata"]["name"] == "mine"]
+    (found,) = [each for each in kubectl_items("configmaps", namespace="default") if each["metadata"]["name"] == "mine"]
     assert found["data"] == {"word": "second"}
     (packed / "mine-0.1.0.tgz").write_bytes(b"another")
     with pytest.raises(Failure, match="the chart is another than the file says"):
@@ -204,7 +207,7 @@ def test_names_and_ports_come_and_go_with_their_services() -> None:
     run(["kubectl", "replace", "-f", "-"], stdin=json.dumps(service))
     assert names.reconcile(Api()) == ["removed Service default/shop-dev-env"]
     run(["kubectl", "delete", "service", "shop"])
-    assert [each for each in items("ingresses") if each["metadata"]["name"] == "shop-dev-env"] == []
+    assert [each for each in kubectl_items("ingresses") if each["metadata"]["name"] == "shop-dev-env"] == []
 
 
 def test_what_the_cluster_refuses_does_not_keep_others_from_their_names() -> None:
@@ -224,7 +227,7 @@ def test_what_the_cluster_refuses_does_not_keep_others_from_their_names() -> Non
 
     with pytest.raises(Refused, match="already allocated"):
         names.reconcile(Refusing())
-    made = [each["metadata"]["name"] for each in items("ingresses,services", namespace="default")]
+    made = [each["metadata"]["name"] for each in kubectl_items("ingresses,services", namespace="default")]
     assert sorted(name for name in made if name.endswith("-dev-env")) == [
         *[f"{'a' * 46}-{hashlib.sha256(long.encode()).hexdigest()[:8]}-dev-env"] * 2,
         "first-dev-env",
@@ -248,6 +251,7 @@ def test_watch_that_the_cluster_refuses_is_no_change(monkeypatch: pytest.MonkeyP
 
 
 def test_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tools, "KUBECONFIG", tmp_path / "none")
+    for module in (api, tools):
+        monkeypatch.setattr(module, "KUBECONFIG", tmp_path / "none")
     assert ready.Watch().look().waiting == "cluster: it has not begun"
     assert state.status() == ["not ready yet: cluster: it has not begun"]

@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from dev_env import Failure, charts, tools
+from dev_env import Failure, api, charts, tools
+from dev_env.api import Api
 
 from tests.tools import pinned_tools
 
@@ -137,5 +138,8 @@ def test_no_variable_and_no_file_of_a_shell_makes_helm_or_kubectl_ask_another_cl
     with pytest.raises(Failure):
         charts.installed(ours=True)
     with pytest.raises(Failure):
-        tools.items("pods")
+        tools.ask(["kubectl", "get", "pods", "--output=json"])
+    monkeypatch.setattr(api, "KUBECONFIG", tools.KUBECONFIG)
+    with pytest.raises(Failure):
+        Api().items("Pod")
     assert _Other.asked == []

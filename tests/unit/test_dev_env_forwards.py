@@ -177,8 +177,11 @@ def test_summary_names_the_ports() -> None:
 def test_services_command_says_the_remark_once(
     noted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers: dict[str, list[dict[str, Any]]] = {"services": SERVICES, "endpointslices": []}
-    monkeypatch.setattr(state, "items", answers.__getitem__)
+    class Answers:
+        def items(self, kind: str) -> list[dict[str, Any]]:
+            return {"Service": SERVICES, "EndpointSlice": []}[kind]
+
+    monkeypatch.setattr(state, "Api", Answers)
     assert cli.main(["services"]) == 0
     captured = capsys.readouterr()
     assert "http://web.localhost:8080" in captured.out

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from dev_env import Failure, ready
+from dev_env.api import NotBegun
 from dev_env.ready import CLUSTER, HOST_NAMES, NODE, POD_NAMES, Readiness, Watch
 
 BOOT_ID = "0a1b"
@@ -70,7 +71,7 @@ def test_answer_of_a_cluster_that_starts_is_one_short_line(cluster: Cluster) -> 
 
 def test_kubeconfig_that_is_not_there_yet(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> None:
-        raise Failure("kubectl config view … failed:\nerror: stat /etc/rancher/k3s/k3s.yaml: no such file or directory")
+        raise NotBegun("k3s.yaml is not there yet")
 
     monkeypatch.setattr(ready, "Api", none)
     assert Watch().look().waiting == "cluster: it has not begun"
