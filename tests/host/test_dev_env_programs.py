@@ -123,7 +123,9 @@ def test_no_variable_and_no_file_of_a_shell_makes_helm_or_kubectl_ask_another_cl
 ) -> None:
     monkeypatch.setenv("PATH", str(pinned_tools(tmp_path)), prepend=os.pathsep)
     # Nothing listens there: what is asked must fail, and not go elsewhere. A name, so that a proxy would be used.
-    monkeypatch.setattr(tools, "KUBECONFIG", kubeconfig(tmp_path / "k3s.yaml", "http://own.invalid:9"))
+    own = kubeconfig(tmp_path / "k3s.yaml", "http://own.invalid:9")
+    for module in (api, tools):
+        monkeypatch.setattr(module, "KUBECONFIG", own)
     staging = kubeconfig(tmp_path / "home" / ".kube" / "config", other)
     (tmp_path / "home" / ".kube" / "kuberc").write_text(
         "apiVersion: kubectl.config.k8s.io/v1beta1\nkind: Preference\ndefaults:\n- command: get\n  options:\n"
@@ -139,7 +141,6 @@ def test_no_variable_and_no_file_of_a_shell_makes_helm_or_kubectl_ask_another_cl
         charts.installed(ours=True)
     with pytest.raises(Failure):
         tools.ask(["kubectl", "get", "pods", "--output=json"])
-    monkeypatch.setattr(api, "KUBECONFIG", tools.KUBECONFIG)
     with pytest.raises(Failure):
         Api().items("Pod")
     assert _Other.asked == []
