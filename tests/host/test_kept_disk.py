@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,9 +14,9 @@ import pytest
 from tests.tools import released
 from vmimage.commands import kept_disk
 from vmimage.commands.kept_disk import find_base, make_kept, require_base
-from vmimage.commands.run_image import further_ports, run_image
+from vmimage.commands.run_image import further_ports, run_image, take_overlay
 from vmimage.stages.release.dist import Release, choose, remove_releases
-from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.errors import HostError, InputError, VerifyError
 from vmimage.util.files import sha256_file
 from vmimage.util.ports import ranges
 from vmimage.util.run import run
@@ -210,6 +211,28 @@ def test_interruption_leaves_nothing_half_made(
     assert find_base(disk) is None
     make_kept(release, disk)
     assert find_base(disk)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk with .* is full; nothing half-made was kept"),
+        (errno.EIO, r"toolbox-.*qcow2 cannot be read, or its disk not be unpacked: \[Errno 5\]"),
+    ],
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_this_host_cannot_do_is_not_said_of_the_file(
+    kept: bool, number: int, said: str, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("vmimage.stages.verify.subject.open_disk", fail)
+    (work := tmp_path / "work").mkdir()
+    with pytest.raises(HostError, match=said) as told:
+        take_overlay(release, work / "my.qcow2" if kept else None, work)
+    assert "download" not in told.value.hint
+    assert not list(work.glob("my.qcow2*"))
 
 
 def test_file_that_came_meanwhile_is_not_written_over(
