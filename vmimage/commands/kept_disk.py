@@ -36,6 +36,7 @@ from vmimage.stages.verify.subject import File, opened_disk, require_recorded
 from vmimage.util.errors import InputError, VerifyError
 from vmimage.util.files import place, remove_tree, sha256_file, sync, sync_tree, written_beside
 from vmimage.util.json_file import parse_json, read_json
+from vmimage.util.locks import locked_alone
 from vmimage.util.model import Model
 from vmimage.util.run import run
 
@@ -173,9 +174,20 @@ def make_kept(release: Release, disk: Path) -> None:
     """Make a kept disk on a release, and its base beside it.
 
     Raises:
+        InputError: Another process makes it, or has made it since this one looked.
         VerifyError: The release's file is not the one that was released, or is refused.
         OSError: It cannot be written.
     """
+    # Beside it, and not in the cache: who has another cache makes it as well.
+    with locked_alone(disk.with_name(f".{disk.name}.lock")) as alone:
+        if not alone or os.path.lexists(disk):
+            made = "made" if alone else "is making"
+            raise InputError(f"--disk {disk}: another process {made} it", hint="run it again, or name another file")
+        _make_alone(release, disk)
+
+
+def _make_alone(release: Release, disk: Path) -> None:
+    """Make a kept disk that no other process makes."""
     folder = folder_of(disk)
     _require_replaceable(folder)
     remove_tree(folder)
