@@ -4,6 +4,7 @@ import os
 import re
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pycdlib
 import pytest
@@ -202,7 +203,7 @@ def iso(to: Path, label: str, *names: str, joliet: bool = True, rock_ridge: bool
         interchange_level=3, joliet=3 if joliet else None, rock_ridge="1.09" if rock_ridge else None, vol_ident=label
     )
     for number, name in enumerate(names):
-        more = {"rr_name": name} if rock_ridge else {}
+        more: dict[str, Any] = {"rr_name": name} if rock_ridge else {}
         more |= {"joliet_path": f"/{name}"} if joliet else {}
         made.add_fp(BytesIO(b"x"), 1, f"/F{number}.;1", **more)
     made.write(str(to))
