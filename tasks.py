@@ -11,7 +11,7 @@ from invoke.tasks import task as invoke_task
 
 from dev.tasks import bench, fuzz, lint, lock, schema, test
 from vmimage.commands.chosen import options
-from vmimage.commands.positionals import allow_missing_positionals
+from vmimage.commands.positionals import allow_missing_positionals, refuse_wrong_values
 from vmimage.util.encoding import use_utf8
 
 # A task imports its command when it is called, so that `invoke --list` stays quick.
@@ -20,6 +20,7 @@ __all__ = ["bench", "fuzz", "lint", "lock", "schema", "test"]
 
 use_utf8()
 allow_missing_positionals()
+refuse_wrong_values()
 
 # Invoke would give short flags to whichever letters are free: `-h` would be `--ssh-port`.
 task = partial(invoke_task, auto_shortflags=False)

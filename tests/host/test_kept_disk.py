@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.tools import released
+from vmimage import PROJECT
 from vmimage.commands import kept_disk
-from vmimage.commands.kept_disk import find_base, make_kept, require_base
-from vmimage.commands.run_image import further_ports, run_image
+from vmimage.commands.kept_disk import find_base, folder_of, make_kept, require_base
+from vmimage.commands.run_image import further_ports, run_image, take_overlay
 from vmimage.stages.release.dist import Release, choose, remove_releases
-from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.errors import HostError, InputError, VerifyError
 from vmimage.util.files import sha256_file
 from vmimage.util.ports import ranges
 from vmimage.util.run import run
@@ -212,6 +216,28 @@ def test_interruption_leaves_nothing_half_made(
     assert find_base(disk)
 
 
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk with .* is full; nothing half-made was kept"),
+        (errno.EIO, r"toolbox-.*qcow2 cannot be read, or its disk not be unpacked: \[Errno 5\]"),
+    ],
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_this_host_cannot_do_is_not_said_of_the_file(
+    kept: bool, number: int, said: str, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("vmimage.stages.verify.subject.open_disk", fail)
+    (work := tmp_path / "work").mkdir()
+    with pytest.raises(HostError, match=said) as told:
+        take_overlay(release, work / "my.qcow2" if kept else None, work)
+    assert "download" not in told.value.hint
+    assert not list(work.glob("my.qcow2*"))
+
+
 def test_file_that_came_meanwhile_is_not_written_over(
     release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +246,66 @@ def test_file_that_came_meanwhile_is_not_written_over(
     with pytest.raises(InputError, match="another process made it"):
         make_kept(release, disk)
     assert disk.read_text() == "mine"
+
+
+MAKER = """
+import sys
+from pathlib import Path
+
+from vmimage.commands.kept_disk import find_base, make_kept
+from vmimage.stages.release.dist import choose
+from vmimage.util.errors import InputError
+
+dist, disk = map(Path, sys.argv[1:])
+release = choose(dist, "toolbox", None)
+assert find_base(disk) is None
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    make_kept(release, disk)
+    print("made")
+except InputError as error:
+    print(error.message)
+"""
+
+
+def test_one_of_two_that_make_the_same_disk_at_once_makes_it(release: Release, tmp_path: Path) -> None:
+    disk = tmp_path / "mine/my.qcow2"
+    disk.parent.mkdir()
+    argv = [sys.executable, "-c", MAKER, str(tmp_path / "dist"), str(disk)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": PROJECT}
+    makers = [subprocess.Popen(argv, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    for each in makers:
+        assert each.stdout.readline() == "ready\n"
+    for each in makers:
+        each.stdin.write("\n")
+        each.stdin.flush()
+    said = sorted(each.communicate()[0].strip() for each in makers)
+    assert said[2] == "made"
+    assert all("another process made it" in each or "another process is making it" in each for each in said[:2])
+    assert {path.name for path in disk.parent.rglob("*")} == {"my.qcow2", "my.qcow2.base", "disk", "base.json"}
+    base = find_base(disk)
+    assert base
+    require_base(disk, base)
+    assert content(disk, tmp_path / "y.raw") == (tmp_path / "x.raw").read_bytes()
+
+
+def test_folder_of_another_process_that_is_at_work_is_left_alone(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "my.qcow2"
+    monkeypatch.setattr(kept_disk, "sync_tree", lambda folder: refused(listing(folder)))
+
+    def refused(before: object) -> None:
+        with pytest.raises(InputError, match="another process is making it"):
+            make_kept(release, disk)
+        assert listing(folder_of(disk)) == before
+
+    make_kept(release, disk)
+    assert find_base(disk)
+    with pytest.raises(InputError, match="another process made it"):
+        make_kept(release, disk)
+    assert find_base(disk)
 
 
 def test_where_no_hard_links_can_be_it_is_copied(

@@ -41,7 +41,7 @@ def test_damage_is_noticed(disk: Path, tmp_path: Path) -> None:
     write_raw_zst(disk, tmp_path / "a", level=3)
     data = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(data[:200] + b"!!!!!!!!" + data[208:])
-    with pytest.raises(OSError, match="a is damaged"):
+    with pytest.raises(ValueError, match="a is damaged"):
         read_raw_zst(tmp_path / "a", tmp_path / "back.raw")
 
 
@@ -54,10 +54,10 @@ def test_file_that_cannot_be_written(disk: Path) -> None:
 def test_file_that_is_cut_short_is_damaged(disk: Path, tmp_path: Path, cut: int) -> None:
     write_raw_zst(disk, tmp_path / "a", level=3)
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-cut])
-    with pytest.raises(OSError, match="a is damaged"):
+    with pytest.raises(ValueError, match="a is damaged"):
         read_raw_zst(tmp_path / "a", tmp_path / "back.raw")
     (tmp_path / "a").write_bytes(b"")
-    with pytest.raises(OSError, match="a is damaged: it is cut short"):
+    with pytest.raises(ValueError, match="a is damaged: it is cut short"):
         read_raw_zst(tmp_path / "a", tmp_path / "back.raw")
 
 

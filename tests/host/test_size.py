@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from vmimage.formats.qcow2 import CLUSTER, cluster_size, write_qcow2
 from vmimage.spec.load import load_spec
 from vmimage.stages.base import write_disk
 from vmimage.util.errors import InputError
+from vmimage.util.run import Confine, run
 
 PROGRAM = os.urandom(1 << 20)
 TREE = {
@@ -187,3 +189,41 @@ def test_table_names_the_largest_and_sums_up(size: ImageSize) -> None:
     assert any(line.split() == ["qcow2's", "own", "tables", "0.0", "MiB", "1.0", "MiB"] for line in lines)
     ratio = (size.total().qcow2_bytes + (1 << 20)) / size.tar_zst_bytes
     assert lines[-1].endswith(f"the qcow2 is {ratio:.3f} of it.")
+
+
+ON_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import zstandard
+
+from tests.tools import released
+from vmimage.commands.size.report import show_size
+from vmimage.cache.store import Store
+from vmimage.spec.load import load_spec
+from vmimage.util.console import Console
+from vmimage.util.errors import VmimageError
+from vmimage.util.run import run
+
+root = Path(sys.argv[1])
+run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", root])
+folder = released(root / "dist", "toolbox", "20261127-01234567", zstandard.compress(bytes(range(256)) * (1 << 18)))
+for path in folder.iterdir():
+    path.rename(path.with_name(path.name.replace(".qcow2", ".raw.zst")))
+manifest = folder / "manifest.json"
+manifest.write_text(manifest.read_text().replace("qcow2", "raw.zst"))
+bake = SimpleNamespace(image="toolbox", find=lambda: None, context=SimpleNamespace(store=Store(root / "cache")))
+try:
+    show_size(bake, load_spec(Path("images.yaml")), root / "dist", Console(), version=None, output=None)
+except VmimageError as error:
+    print(error.exit_code, error.message, error.hint)
+"""
+
+
+def test_full_disk_is_told_as_what_it_is(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
+    said = run(argv, confine=Confine.FAKE_ROOT, cwd=PROJECT).output
+    assert said.startswith(f"3 the disk with {tmp_path}/cache is full; nothing half-made was kept")
+    assert "No space left on device" in said
+    assert "invoke clean" in said

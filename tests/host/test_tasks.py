@@ -145,3 +145,11 @@ def test_clean_keeps_releases_until_asked(here: Sandbox) -> None:
     assert version.exists()
     assert str(version) in here.invoke("clean", "--releases").stdout
     assert not here.dist.exists()
+
+
+@pytest.mark.parametrize("value", ["abc", "1.5", "\x1b[2J"])
+def test_number_that_is_none_is_told_without_a_traceback(value: str, here: Sandbox) -> None:
+    done = here.invoke("run", f"--ssh-port={value}")
+    assert done.returncode == 1
+    assert f"--ssh-port {value!r}: no whole number" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
 import re
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import pycdlib
 import pytest
 import yaml
 
@@ -191,3 +195,78 @@ def test_file_of_several_keys(tmp_path: Path) -> None:
 def test_seed_that_is_not_there_is_told() -> None:
     with pytest.raises(InputError, match=r"--seed none\.iso: no file"):
         existing_seed("none.iso")
+
+
+def iso(to: Path, label: str, *names: str, joliet: bool = True, rock_ridge: bool = True) -> Path:
+    made = pycdlib.PyCdlib()
+    made.new(
+        interchange_level=3, joliet=3 if joliet else None, rock_ridge="1.09" if rock_ridge else None, vol_ident=label
+    )
+    for number, name in enumerate(names):
+        more: dict[str, Any] = {"rr_name": name} if rock_ridge else {}
+        more |= {"joliet_path": f"/{name}"} if joliet else {}
+        made.add_fp(BytesIO(b"x"), 1, f"/F{number}.;1", **more)
+    made.write(str(to))
+    made.close()
+    return to
+
+
+@pytest.mark.parametrize(
+    ("label", "joliet", "rock_ridge"),
+    [("cidata", True, True), ("CIDATA", True, False), ("cidata", False, True)],
+)
+def test_seed_of_another_program_is_taken(label: str, joliet: bool, rock_ridge: bool, tmp_path: Path) -> None:
+    path = iso(tmp_path / "a.iso", label, "meta-data", "user-data", "x", joliet=joliet, rock_ridge=rock_ridge)
+    assert existing_seed(str(path)) == path
+    (tmp_path / "link").symlink_to(path)
+    assert existing_seed(f"{tmp_path}/link")
+
+
+def test_seed_of_ours_and_one_on_fat_are_taken(tmp_path: Path) -> None:
+    make(tmp_path / "a.iso")
+    assert existing_seed(f"{tmp_path}/a.iso")
+    for mark, at in ((0x26, 0x2B), (0x42, 0x47)):
+        head = bytearray(4096)
+        head[mark], head[at : at + 11], head[510:512] = 0x29, b"CIDATA     ", b"\x55\xaa"
+        (tmp_path / "fat").write_bytes(head)
+        assert existing_seed(f"{tmp_path}/fat")
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("another label", "its label is 'Debian 13', not 'cidata'"),
+        ("no user-data", "it has no user-data"),
+        ("neither", "it has no meta-data and no user-data"),
+        ("a text", "it is no ISO, and no FAT disk"),
+        ("nothing", "it is no ISO, and no FAT disk"),
+        ("cut short", "it has no meta-data and no user-data"),
+        ("lists that are elsewhere", "it has no meta-data and no user-data"),
+        ("a label that is no text", r"its label is '\\x1b\[2J"),
+    ],
+)
+def test_what_is_no_seed_is_refused_before_a_machine_starts(what: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.iso"
+    names = {"no user-data": ("meta-data",), "neither": ()}.get(what, ("meta-data", "user-data"))
+    data = bytearray(iso(path, "Debian 13" if what == "another label" else "cidata", *names).read_bytes())
+    if what == "a label that is no text":
+        data[32768 + 40 : 32768 + 44] = b"\x1b[2J"
+    elif what == "lists that are elsewhere":
+        for at in (32768, 32768 + 2048):
+            data[at + 158 : at + 162] = data[at + 166 : at + 170] = b"\xff" * 4
+    elif what == "cut short":
+        del data[18 * 2048 :]
+    elif what in ("a text", "nothing"):
+        data = bytearray(b"mine\n" if what == "a text" else b"")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=why) as refused:
+        existing_seed(str(path))
+    assert refused.value.hint
+
+
+def test_what_cannot_be_a_seed_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "folder"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="no file"):
+            existing_seed(f"{tmp_path}/{name}")

@@ -16,13 +16,15 @@ import shlex
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import paramiko
 from watchfiles import Change, DefaultFilter, watch
 
+from vmimage.access.inotify import unwatched
 from vmimage.util.run import tail
 from vmimage.vm.limits import COMMAND_SECONDS, SHOWN_LINES
 
@@ -69,12 +71,12 @@ class Found:
     """What a look through a directory finds.
 
     Attributes:
-        folders: How many of them were looked into.
+        folders: Those that were looked into, by their whole paths.
         changed: Paths in the directory.
         unreadable: Directories that are not looked into.
     """
 
-    folders: int = 0
+    folders: list[bytes] = field(default_factory=list)
     changed: list[bytes] = field(default_factory=list)
     unreadable: list[bytes] = field(default_factory=list)
 
@@ -93,7 +95,7 @@ def look_through(root: Path, since: float) -> Found:
             continue
         except OSError:  # it went meanwhile
             continue
-        found.folders += 1
+        found.folders.append(folder)
         for entry in entries:
             examined += 1
             with contextlib.suppress(OSError):
@@ -120,7 +122,9 @@ class Notifier:
         self._said: set[str] = set()
         self._written: dict[bytes, float] = {}
         self._polls = self._passes_over = False
-        self._folders = 0
+        # Directories that a watch is still to be seen of -> how often it was looked for; and since when.
+        self._awaited: dict[bytes, int] = {}
+        self._awaited_since = self._look_at = 0.0
 
     def by_guest(self, path: bytes) -> None:
         """Remember that a change came from the guest, where everybody knows of it."""
@@ -174,7 +178,7 @@ class Notifier:
         """
         since = time.time() - AGAIN_SECONDS
         found = look_through(self._source, float("inf"))
-        self._folders = found.folders
+        self._await(found.folders)
         unreadable = sorted(map(os.fsdecode, found.unreadable))
         if unreadable:
             more = f" and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
@@ -193,6 +197,7 @@ class Notifier:
                             # All of it is new, however old.
                             since = 0.0
                             break
+                    since = self._overlooked(since)
             except FileNotFoundError:
                 since = 0.0  # it is gone, which `invoke share` says
             except (RuntimeError, ValueError) as error:
@@ -221,7 +226,7 @@ class Notifier:
                     poll_delay_ms=int(AGAIN_SECONDS * 1000),
                 ):
                     names = {os.fsencode(os.path.relpath(path, root)) for _, path in changes}
-                    self._require_watches()
+                    self._require_watches(root)
                     made = {os.path.relpath(path, root) for change, path in changes if change is Change.added}
                     yield names | self._inside(made)
                 return
@@ -238,25 +243,45 @@ class Notifier:
                     f"the system has no watches left, so the files are looked at once a second: {error}; "
                     "`sysctl fs.inotify.max_user_watches fs.inotify.max_user_instances` shows how many there are"
                 )
+                return
 
-    def _require_watches(self) -> None:
-        """Look once whether there are as many watches as directories: who passes over some is not told of the limit.
+    def _await(self, folders: Iterable[bytes]) -> None:
+        """Note directories that are to be watched from now on."""
+        if not self._awaited:
+            self._awaited_since = time.time()
+            self._look_at = time.monotonic() + AGAIN_SECONDS
+        self._awaited |= dict.fromkeys(islice(folders, EXAMINED - len(self._awaited)), 0)
+
+    def _require_watches(self, root: str) -> None:
+        """Look whether new directories are watched: the watcher does not tell that it has no watches left for them.
 
         Raises:
-            OSError: There are fewer.
+            OSError: One is not, at the second look.
         """
-        folders, self._folders = self._folders, 0
-        if self._passes_over and not self._polls and 0 <= _watches() < folders:
+        if self._polls or not self._awaited or time.monotonic() < self._look_at:
+            return
+        self._awaited = {each: self._awaited[each] + 1 for each in unwatched(root, self._awaited)}
+        self._look_at = time.monotonic() + AGAIN_SECONDS
+        if any(looks > 1 for looks in self._awaited.values()):
             raise OSError(errno.ENOSPC, "fewer watches than directories")
+
+    def _overlooked(self, since: float) -> float:
+        """Return since when changes are to be told: earlier, if there are directories that nobody watched."""
+        if self._polls and self._awaited:
+            since = min(since, self._awaited_since - AGAIN_SECONDS)
+            self._awaited.clear()
+        return since
 
     def _inside(self, made: set[str]) -> set[bytes]:
         """Return what is in new directories: it may have been there before they were watched."""
-        found = set()
+        names = set()
         for name in made:
             folder = self._source / name
             if folder.is_dir() and not folder.is_symlink():
-                found |= {os.path.join(os.fsencode(name), each) for each in look_through(folder, 0).changed}  # noqa: PTH118
-        return found
+                found = look_through(folder, 0)
+                self._await(found.folders)
+                names |= {os.path.join(os.fsencode(name), each) for each in found.changed}  # noqa: PTH118
+        return names
 
     def _unwatched(self, why: str) -> None:
         if "decode" in why:
@@ -303,20 +328,6 @@ def _opened(source: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
         yield name, is_the_same
     finally:
         os.close(handle)
-
-
-def _watches() -> int:
-    """Return how many watches of inotify this process has; -1 where the system does not tell."""
-    with contextlib.suppress(OSError):
-        return sum(path.read_text().count("inotify wd:") for path in _informations())
-    return -1
-
-
-def _informations() -> Iterator[Path]:
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # it was closed meanwhile
-            if os.readlink(descriptor).endswith("inotify"):  # noqa: PTH115
-                yield Path("/proc/self/fdinfo") / descriptor.name
 
 
 def _errors(channel: paramiko.Channel) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmimage.access.hostname import require_hostname
+from vmimage.access.nocloud import require_nocloud
 from vmimage.access.user_data import read_user_data, with_keys
 from vmimage.util.errors import HostError, InputError
 from vmimage.util.files import expanded, written_beside
@@ -44,9 +45,15 @@ def existing_seed(given: str) -> Path:
     """Return the seed that the user named.
 
     Raises:
-        InputError: There is no such file.
+        InputError: There is no such file, or it is no NoCloud seed.
     """
     path = expanded(given, "--seed").absolute()
     if not path.is_file():
         raise InputError(f"--seed {given}: no file", hint="`invoke seed` writes one")
+    try:
+        require_nocloud(path)
+    except OSError as error:
+        raise InputError(f"--seed {given}: {error.strerror}", hint="name a file that you may read") from error
+    except ValueError as error:
+        raise InputError(f"--seed {given}: no NoCloud seed: {error}", hint="`invoke seed` writes one") from error
     return path

@@ -123,7 +123,8 @@ def _memory(spec: Path) -> Finding:
         subject="memory",
         good=memory >= wanted,
         state=human_bytes(memory),
-        why=f"verify runs up to {AT_ONCE} machines of {human_bytes(machine)} at once: {human_bytes(wanted)} with the build",
+        why=f"verify runs up to {AT_ONCE} machines of {human_bytes(machine)} at once: "
+        f"{human_bytes(wanted)} with the build",
         remedy="build on a larger machine, or give the image less memory in images.yaml",
         needed=memory < machine + OWN_MEMORY,
     )

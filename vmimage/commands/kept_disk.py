@@ -19,7 +19,6 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
-from vmimage.formats.all import open_disk
 from vmimage.formats.contained import (
     CORRUPT,
     DIRTY,
@@ -33,10 +32,11 @@ from vmimage.spec.model import Name, Sha256
 from vmimage.stages.release.dist import Release
 from vmimage.stages.release.manifest import MachineFacts, first_reason
 from vmimage.stages.release.version import is_version
-from vmimage.stages.verify.subject import File, require_recorded
+from vmimage.stages.verify.subject import File, opened_disk, require_recorded
 from vmimage.util.errors import InputError, VerifyError
 from vmimage.util.files import place, remove_tree, sha256_file, sync, sync_tree, written_beside
 from vmimage.util.json_file import parse_json, read_json
+from vmimage.util.locks import locked_alone
 from vmimage.util.model import Model
 from vmimage.util.run import run
 
@@ -174,9 +174,20 @@ def make_kept(release: Release, disk: Path) -> None:
     """Make a kept disk on a release, and its base beside it.
 
     Raises:
+        InputError: Another process makes it, or has made it since this one looked.
         VerifyError: The release's file is not the one that was released, or is refused.
         OSError: It cannot be written.
     """
+    # Beside it, and not in the cache: who has another cache makes it as well.
+    with locked_alone(disk.with_name(f".{disk.name}.lock")) as alone:
+        if not alone or os.path.lexists(disk):
+            made = "made" if alone else "is making"
+            raise InputError(f"--disk {disk}: another process {made} it", hint="run it again, or name another file")
+        _make_alone(release, disk)
+
+
+def _make_alone(release: Release, disk: Path) -> None:
+    """Make a kept disk that no other process makes."""
     folder = folder_of(disk)
     _require_replaceable(folder)
     remove_tree(folder)
@@ -225,16 +236,13 @@ def _write_overlay(disk: Path, disk_format: str, to: Path) -> None:
 
 
 def released_disk(release: Release, work: Path) -> Opened:
-    """Open the first file of a release, and unpack it into `work` (made here) where it is packed.
+    """Open the first file of a release, and unpack it into a new folder below `work` where it is packed.
 
     Raises:
         VerifyError: It is not the file that was released, or is refused.
+        HostError: This host cannot read or unpack it.
     """
     kind = release.first_kind
-    path = release.require_file(kind)
-    require_recorded(File(kind=kind, path=path, recorded_sha256=release.manifest.files[kind].sha256))
-    work.mkdir()
-    try:
-        return open_disk(kind, path, work)
-    except (ValueError, OSError) as error:
-        raise VerifyError(f"{path.name} is refused: {error}", hint="download or build it again") from error
+    file = File(kind=kind, path=release.require_file(kind), recorded_sha256=release.manifest.files[kind].sha256)
+    require_recorded(file)
+    return opened_disk(file, work)

@@ -1,8 +1,23 @@
-"""Positional arguments of Invoke's tasks that may be left out."""
+"""The command line of Invoke's tasks: positional arguments that may be left out, and numbers that are none."""
 
 from __future__ import annotations
 
-from invoke.parser.parser import ParseMachine
+from invoke.parser.parser import ParseError, ParseMachine
+
+
+def refuse_wrong_values() -> None:
+    """Let a value that its option cannot have be an error of the command line; Invoke shows a traceback."""
+    see = ParseMachine.see_value
+
+    def see_value(machine: ParseMachine, value: str) -> None:
+        flag = machine.flag
+        try:
+            see(machine, value)
+        except ValueError:
+            name = flag.name.replace("_", "-") if flag and flag.name else ""
+            raise ParseError(f"--{name} {value!r}: no whole number", machine.context) from None
+
+    ParseMachine.see_value = see_value  # type: ignore[method-assign, assignment]
 
 
 def allow_missing_positionals() -> None:

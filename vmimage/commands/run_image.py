@@ -10,7 +10,7 @@ from vmimage import host
 from vmimage.access.host_keys import host_keys_recorded
 from vmimage.access.known_hosts import host_name, record
 from vmimage.access.seed import existing_seed
-from vmimage.cache.store import Store
+from vmimage.cache.store import ROOM, Store
 from vmimage.commands.kept_disk import Base, find_base, folder_of, make_kept, released_disk, require_base
 from vmimage.commands.session import session
 from vmimage.spec.load import load_spec
@@ -19,7 +19,7 @@ from vmimage.stages.release.dist import Release, choose, tell_misfits
 from vmimage.stages.release.version import LATEST
 from vmimage.util.console import Console
 from vmimage.util.errors import BuildError, InputError
-from vmimage.util.files import expanded, home
+from vmimage.util.files import expanded, fullness_told, home
 from vmimage.util.firmware import FirmwareName
 from vmimage.util.ports import is_taken, ranges, require_free
 from vmimage.util.settings import Options
@@ -102,7 +102,7 @@ def run_release(
     further, skipped = further_ports(machine_facts.ports, ports)
     forwards = {FORWARDS[name].guest: port for name, port in ports.items()} | {port: port for port in further}
     with store.workspace("run") as work:
-        overlay = _overlay(released, disk, work)
+        overlay = take_overlay(released, disk, work)
         if not seed:
             seed = work / "seed.iso"
             instance_id = f"run-{secrets.token_hex(4)}"
@@ -153,7 +153,7 @@ def further_ports(wanted: str | None, ports: Mapping[str, int]) -> tuple[list[in
     return free, [port for port in known if port not in set(free)]
 
 
-def _overlay(released: Release | Base, disk: Path | None, work: Path) -> Path:
+def take_overlay(released: Release | Base, disk: Path | None, work: Path) -> Path:
     """Return the file that takes what the machine writes; made if it is not there.
 
     Args:
@@ -161,16 +161,19 @@ def _overlay(released: Release | Base, disk: Path | None, work: Path) -> Path:
 
     Raises:
         VerifyError: The release's file or the base of the disk has other bytes than before, or is refused.
+        HostError: It cannot be unpacked here, since the disk is full for instance.
     """
     if isinstance(released, Base):
         assert disk  # noqa: S101 - it is what stands on the base
         require_base(disk, released)
         return disk
     if disk:
-        make_kept(released, disk)
+        with fullness_told(disk.parent, "make room there, or name a --disk on a larger disk"):
+            make_kept(released, disk)
         return disk
-    opened = released_disk(released, work / "base")
-    make_overlay(opened.path.resolve(), opened.format, work / "overlay.qcow2")
+    with fullness_told(work, ROOM):
+        opened = released_disk(released, work)
+        make_overlay(opened.path.resolve(), opened.format, work / "overlay.qcow2")
     return work / "overlay.qcow2"
 
 

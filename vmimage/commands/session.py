@@ -30,7 +30,7 @@ def errors_shown(console: Console) -> Iterator[None]:
         with orderly_signals():
             yield
     except VmimageError as error:
-        console.event("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
+        _error_event(console, error.message, error.hint, error.exit_code)
         hint = f"\n\n{error.hint}" if error.hint else ""
         raise Exit(printable(f"\n{error.message}{hint}{where}"), code=error.exit_code) from None
     except KeyboardInterrupt:
@@ -38,9 +38,17 @@ def errors_shown(console: Console) -> Iterator[None]:
     except OSError as error:
         if _reader_has_gone():
             raise Exit(code=141) from None
-        logging.getLogger("vmimage").exception("unexpected")
-        console.event("error", message=str(error), hint="", exit_code=3)
+        # Without a log it would go to the terminal.
+        if console.log_dir:
+            logging.getLogger("vmimage").exception("unexpected")
+        _error_event(console, str(error), "", 3)
         raise Exit(printable(f"\n{error}{where}"), code=3) from None
+
+
+def _error_event(console: Console, message: str, hint: str, exit_code: int) -> None:
+    """Tell machines of an error; where standard output takes nothing, as on a full disk, only people are told."""
+    with contextlib.suppress(OSError):
+        console.event("error", message=message, hint=hint, exit_code=exit_code)
 
 
 def _reader_has_gone() -> bool:

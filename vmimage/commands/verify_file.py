@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmimage import host
-from vmimage.cache.store import Store
+from vmimage.cache.store import ROOM, Store
 from vmimage.commands.build import full_matrix
 from vmimage.commands.session import session
 from vmimage.disk.raw import RawDisk
@@ -24,7 +24,7 @@ from vmimage.stages.verify.subject import File, Subject, image_facts, opened_dis
 from vmimage.stages.verify.verdict import verify
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError, VerifyError
-from vmimage.util.files import sha256_file
+from vmimage.util.files import fullness_told, sha256_file
 from vmimage.util.settings import Options
 from vmimage.vm.accelerator import find_accelerator
 
@@ -64,6 +64,7 @@ def verify_file(path: Path, options: Options, store: Store, console: Console) ->
     with (
         console.stage("verify", f"boots {', '.join(boot.name for boot in machines)}") as step,
         store.workspace("verify") as work,
+        fullness_told(store.root, ROOM),
     ):
         machine = known.machine if known else UNKNOWN_MACHINE
         facts = facts_of(file, store)

@@ -54,8 +54,8 @@ def read_raw_zst(file: Path, to: Path) -> None:
     """Decompress into a sparse raw disk.
 
     Raises:
-        OSError: It is damaged, or the disk cannot be written.
-        ValueError: It is larger, or holds more, than any disk that is made here; `to` is then incomplete.
+        OSError: It cannot be read, or the disk not be written; `to` is then incomplete.
+        ValueError: It is damaged, is larger, or holds more, than any disk that is made here; `to` is then incomplete.
     """
     if not file.is_file():
         raise ValueError("it is no regular file")
@@ -65,10 +65,10 @@ def read_raw_zst(file: Path, to: Path) -> None:
             size = _decompress(_Followed(source, zstandard.ZstdCompressor().compress(end)), out) - len(end)
             out.seek(max(size, 0))
             if size <= 0 or out.read() != end:
-                raise OSError(f"{file.name} is damaged: it is cut short")
+                raise ValueError(f"{file.name} is damaged: it is cut short")
             out.truncate(size)
     except zstandard.ZstdError as error:
-        raise OSError(f"{file.name} is damaged: {error}") from error
+        raise ValueError(f"{file.name} is damaged: {error}") from error
 
 
 class _Followed(RawIOBase):

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from vmimage.util.errors import HostError, InputError, VmimageError
 from vmimage.util.run import Confine, run
@@ -66,15 +67,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_regular(path: Path, most: int, *, follow: bool = False) -> bytes:
-    """Return what a regular file holds: no device or pipe is waited for.
+@contextlib.contextmanager
+def open_regular(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
+    """Open a regular file to read it: no device or pipe is waited for.
 
     Args:
-        most: Bytes that it may have.
         follow: It may be a symbolic link.
 
     Raises:
-        ValueError: It is another thing than a file, or larger.
+        ValueError: It is another thing than a file.
         OSError: It cannot be read.
     """
     try:
@@ -89,9 +90,24 @@ def read_regular(path: Path, most: int, *, follow: bool = False) -> bytes:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise ValueError("no regular file")
         with open(handle, "rb", closefd=False) as file:
-            data = file.read(most + 1)
+            yield file
     finally:
         os.close(handle)
+
+
+def read_regular(path: Path, most: int, *, follow: bool = False) -> bytes:
+    """Return what a regular file holds: no device or pipe is waited for.
+
+    Args:
+        most: Bytes that it may have.
+        follow: It may be a symbolic link.
+
+    Raises:
+        ValueError: It is another thing than a file, or larger.
+        OSError: It cannot be read.
+    """
+    with open_regular(path, follow=follow) as file:
+        data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"larger than {most} bytes")
     return data

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -44,9 +46,28 @@ def lock_file(path: Path, how: int) -> IO[str] | None:
                 raise
             raise HostError(
                 f"{path.parent} is on a file system without locks ({error.strerror})",
-                hint="set VMIMAGE_CACHE, VMIMAGE_DIST and VMIMAGE_STATE to folders on another one (`invoke doctor`)",
+                hint="set VMIMAGE_CACHE, VMIMAGE_DIST and VMIMAGE_STATE, or --disk, to folders on another one "
+                "(`invoke doctor`)",
             ) from error
         file.close()
+
+
+@contextlib.contextmanager
+def locked_alone(path: Path) -> Iterator[bool]:
+    """Hold a file that is a lock, made at the start and removed at the end; yields False if another process has it.
+
+    Raises:
+        HostError: Something else lies there (a link, say), or the file system has no locks.
+    """
+    file = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not file:
+        yield False
+        return
+    with file:
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _opened(path: Path) -> IO[str]:

@@ -8,19 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vmimage import pipeline
+from vmimage.cache.store import ROOM
 from vmimage.commands.session import session
 from vmimage.commands.size.measure import GROUPS, ImageSize, component_files, measure, mib
 from vmimage.commands.size.treemap import picture
-from vmimage.formats.all import open_disk
 from vmimage.formats.format import write_raw
 from vmimage.formats.qcow2 import HEADER, Qcow2Options, cluster_size, write_qcow2
 from vmimage.spec.load import load_spec
 from vmimage.spec.model import Spec
 from vmimage.stages.bake.stage import DISK, BakeStage
 from vmimage.stages.release import dist as releasing
+from vmimage.stages.verify.subject import File, opened_disk
 from vmimage.util.console import Console
-from vmimage.util.errors import InputError, VerifyError
-from vmimage.util.files import written_beside
+from vmimage.util.errors import InputError
+from vmimage.util.files import fullness_told, written_beside
 from vmimage.util.model import Model
 from vmimage.util.settings import Options
 
@@ -45,7 +46,8 @@ def show_size(
     if output:
         require_replaceable(output)
     image = spec.images[bake.image]
-    with bake.context.store.workspace("size") as work:
+    store = bake.context.store
+    with store.workspace("size") as work, fullness_told(store.root, ROOM):
         name, disk, qcow2 = _open(bake, image.formats.chosen.get("qcow2"), dist, work, version)
         with qcow2.open("rb") as file:
             cluster = cluster_size(file.read(HEADER.size))
@@ -135,10 +137,7 @@ def _open(
         return f"{bake.image}, baked and not released", baked.path / DISK, qcow2
     disk = work / "disk.raw"
     kind = release.first_kind
-    try:
-        opened = open_disk(kind, release.require_file(kind), work)
-    except (ValueError, OSError) as error:
-        raise VerifyError(f"{release.file(kind).name} is refused: {error}") from error
+    opened = opened_disk(File(kind=kind, path=release.require_file(kind)), work)
     if opened.format == "raw":
         disk = opened.path
     else:

@@ -12,7 +12,7 @@ from vmimage.disk.raw import RawDisk
 from vmimage.formats.all import open_disk
 from vmimage.formats.format import Opened
 from vmimage.stages.verify.matrix import Boot
-from vmimage.util.errors import VerifyError, VmimageError
+from vmimage.util.errors import HostError, VerifyError, VmimageError
 from vmimage.util.files import sha256_file
 
 
@@ -85,10 +85,13 @@ def opened_disk(file: File, work: Path) -> Opened:
 
     Raises:
         VerifyError: It is refused, with the reason.
+        HostError: This host cannot read or unpack it, so nothing is known of it; its disk is full, for instance.
     """
     folder = work / f"disk-{file.kind}"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     try:
         return open_disk(file.kind, file.path, folder)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise HostError(f"{file.path.name} cannot be read, or its disk not be unpacked: {error}") from error
+    except ValueError as error:
         raise VerifyError(f"{file.path.name} is refused: {error}", hint="download or build it again") from error
