@@ -167,7 +167,7 @@ def _without_digest(spec: Spec, document: Document) -> Iterator[Problem]:
     for name, image in spec.images.items():
         arch = spec.bases[image.base].arch
         for pin in (pin for component in image.components for pin in spec.components[component].pins):
-            if arch not in spec.pins[pin].sha256:
+            if arch not in spec.pins[pin].arches:
                 path: YamlPath = ("pins", pin, "sha256")
                 message = f"no digest for {arch}, which images.{name} needs"
                 yield Problem(line=document.line(path), path=path, message=message)

@@ -150,6 +150,7 @@ class Location(Model):
     """Where a pinned file may be had: exactly one of `url`, `path` and `pypi`.
 
     `member` leads into archives: each entry names a file in the tar or zip that the entry before gave.
+    `sha256` is of the archive, before anything is taken out of it.
     """
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2000), Shown] | None = Field(
@@ -160,7 +161,14 @@ class Location(Model):
         None, description="NAME==VERSION of a Python distribution, obtained by `pip download`"
     )
     member: tuple[Text, ...] = Field((), strict=False, description="path of members through nested archives")
+    sha256: dict[Arch, Sha256] = Field(
+        default_factory=dict, description="of the archive that stands here; needs `member`"
+    )
     arch: Arch | None = Field(None, description="only for this architecture")
+
+    def serves(self, arch: Arch) -> bool:
+        """Tell whether it is of use for an architecture."""
+        return self.arch in (None, arch)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -173,14 +181,21 @@ class Location(Model):
             raise ValueError("path: ~/ is the only home that is known; write another folder from / on")
         if self.pypi and not self.member:
             raise ValueError("a pypi location needs `member`, the file inside the distribution")
+        if self.sha256 and not self.member:
+            raise ValueError("sha256 of a location is that of an archive, and needs `member`; else the pin has it")
+        if not all(self.serves(arch) for arch in self.sha256):
+            raise ValueError(f"sha256 of another architecture than {self.arch}, for which this location is")
         return self
 
 
 class Pin(Model):
-    """A third-party file: any location may serve it, since its SHA-256 decides."""
+    """A third-party file: any location may serve it, since its SHA-256 decides.
+
+    An architecture needs the SHA-256 of the file, here, or that of an archive with the file, at a location.
+    """
 
     version: Version
-    sha256: dict[Arch, Sha256] = Field(min_length=1)
+    sha256: dict[Arch, Sha256] = Field(default_factory=dict, description="of the file itself")
     bytes: int | None = Field(
         None,
         ge=1,
@@ -188,6 +203,18 @@ class Pin(Model):
         description="most bytes that the file, and archives it comes in, may have; 4 GiB when not given",
     )
     locations: tuple[Location, ...] = Field(strict=False, min_length=1)
+
+    @property
+    def arches(self) -> tuple[Arch, ...]:
+        """The architectures that it has a SHA-256 for."""
+        maps = (self.sha256, *(location.sha256 for location in self.locations))
+        return tuple(dict.fromkeys(arch for digests in maps for arch in digests))
+
+    @model_validator(mode="after")
+    def _has_a_digest(self) -> Self:
+        if not self.arches:
+            raise ValueError("sha256 is missing: give that of the file, or at a location that of the archive")
+        return self
 
 
 class Base(Model):
