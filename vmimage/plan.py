@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import jinja2
 
-from vmimage.spec.model import SEAL_STEP, Arch, Base, Component, Image, Location, Pin, Spec, size_bytes
+from vmimage.spec.model import SEAL_STEP, Base, Component, Image, Spec, size_bytes
+from vmimage.spec.pins import Arch, Location, Pin
 from vmimage.util.errors import InputError
 from vmimage.util.files import expanded
 from vmimage.util.masking import masked

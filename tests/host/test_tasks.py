@@ -25,7 +25,7 @@ TASKS = [
     "lock",
     "plan",
 ]
-TASKS += ["run", "schema", "seed", "share", "size", "test", "verify"]
+TASKS += ["run", "schema", "seed", "share", "size", "test", "update", "verify"]
 
 
 @pytest.fixture
@@ -103,6 +103,9 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["kubeconfig", "--host-key", ""], 2, "--host-key : no fingerprint"),
         (["size", "toolbox"], 2, "holds no release latest of toolbox"),
         (["size", "--output", "a.png"], 2, "a.png: the picture is an SVG"),
+        (["update", "kubctl", "helm"], 2, "images.yaml has no pin 'kubctl' (did you mean 'kubectl'?)"),
+        (["update", "--check", "helm", "nohelm"], 2, "images.yaml has no pin 'nohelm' (did you mean 'helm'?)"),
+        (["update", "--upstream", "https://a/=http://b/"], 2, "http proves nothing of who answers"),
         (["seed", "--ssh-key", "/none.pub"], 2, "there is no public ssh key at /none.pub"),
         (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
         (["verify"], 1, "did not receive required positional arguments: 'file'"),

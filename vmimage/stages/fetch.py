@@ -203,11 +203,12 @@ def _fetch(file: PinnedFile, store: Store, step: Step, bounds: Bounds) -> None:
                 return
             except Exception as error:  # whatever a location answers, another one may have the file
                 log.debug("%s from %s", file.name, source, exc_info=True)
-                tried.append(f"    {source}\n      {_reason(error)}")
+                tried.append(f"    {source}\n      {reason_of(error)}")
     raise FetchError(f"{file.name} {file.version} ({file.arch}) could not be had:\n" + "\n".join(tried))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why a location failed, in some words."""
     if isinstance(error, VmimageError) and error.hint:
         return f"{error.message}: {error.hint}"
     known = isinstance(error, UnavailableError | VmimageError | OSError)
