@@ -8,6 +8,7 @@ import pytest
 
 from tests.sandbox import Sandbox
 from tests.tools import released
+from tests.upstream import upstream
 from vmimage import PROJECT
 
 TASKS = [
@@ -123,6 +124,16 @@ def test_help_of_a_command_with_a_positional_argument(here: Sandbox, args: tuple
     done = here.invoke(*args)
     assert done.returncode == 0
     assert "Usage:" in done.stdout
+
+
+def test_newer_pins_are_told_by_the_exit_code(here: Sandbox) -> None:
+    with upstream() as pages:
+        pages.kubectl("v1.37.99")
+        mirrors = [f"--upstream={each}" for each in pages.upstreams]
+        done = here.invoke("update", "--check", "kubectl", "--json", *mirrors)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert (done.event("pin")["state"], done.event("pin")["version"]) == ("newer", "v1.37.99")
+    assert done.event("result")["written"] is False
 
 
 def test_errors_for_machines(here: Sandbox) -> None:

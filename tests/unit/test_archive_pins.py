@@ -137,6 +137,16 @@ def test_location_with_the_same_member_may_serve_the_archive_too(project: Path) 
     assert [source.kind for source in pin.sources] == ["url", "path"]
 
 
+def test_damaged_archive_is_not_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(archive({"linux-amd64/tool": TOOL, "more": b""}))
+    pin = PinnedFile(name="tool", version="v1", arch="amd64", sha256=DIGEST, sources=(), members=("linux-amd64/tool",))
+    (tmp_path / "to").mkdir()
+    with pytest.raises(FetchError, match="damaged in the cache, and removed"):
+        file_of(pin, tmp_path / "archive", tmp_path / "to")
+    assert [each.name for each in tmp_path.iterdir()] == ["to"]
+    assert not list((tmp_path / "to").iterdir())
+
+
 def test_two_archives_in_each_other(tmp_path: Path) -> None:
     nested = archive({"a/inner.tgz": ARCHIVE})
     (tmp_path / "outer").write_bytes(nested)

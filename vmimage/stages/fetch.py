@@ -271,6 +271,10 @@ def file_of(file: PinnedFile, fetched: Path, folder: Path) -> Path:
     """
     if not file.members:
         return fetched
+    # What is in it has no digest of its own, by which anybody would notice.
+    if sha256_file(fetched) != file.sha256:
+        fetched.unlink()
+        raise FetchError(f"{fetched} was damaged in the cache, and removed", hint="run the command again")
     try:
         most = file.most_bytes or Bounds().most_bytes
         return _unpacked(fetched, file.members, folder / file.name, replace(fetch_bounds(), most_bytes=most))
