@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,10 @@ from tests.hostile_server import Answer, Hostile, hostile
 from tests.unit.test_fetch_hostile import ANSWERS, EMPTY, OK
 from tests.unit.test_update import Trial, trial
 from tests.upstream import digest
-from vmimage.commands.update import ask
+from vmimage.commands.update import ask, command
 from vmimage.commands.update.answers import published_digest, published_version
 from vmimage.commands.update.ask import Upstream, instead_of, is_safe
+from vmimage.commands.update.rewrite import Change, rewritten
 from vmimage.commands.update.version import minors_apart, version_of
 from vmimage.stages import fetch as fetching
 from vmimage.util import transfer
@@ -285,3 +286,25 @@ def test_archive_that_is_not_what_was_published(trial: Trial, what: str) -> None
     assert trial.states == {"helm": "failed"}
     assert "could not be had" in trial.error
     assert trial.path.read_text() == text
+
+
+@pytest.mark.parametrize("wrong", ["another pin", "another key", "no YAML", "a number"])
+def test_file_that_says_something_else_is_not_written(
+    trial: Trial, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = {
+        "another pin": ("v4.3.1", "v4.3.2"),
+        "another key": ("default: dev-env", "default: toolbox"),
+        "no YAML": ("pins:", "pins: ["),
+        "a number": ("version: v1.37.2", "version: 1.37"),
+    }[wrong]
+    before = trial.path.read_bytes()
+    trial.pages.kubectl("v1.37.2")
+
+    def mistaken(text: str, changes: Mapping[str, Change]) -> str:
+        return rewritten(text, changes).replace(old, new)
+
+    monkeypatch.setattr(command, "rewritten", mistaken)
+    assert trial.run("kubectl") == 2
+    assert trial.path.read_bytes() == before
+    assert len(list(trial.path.parent.iterdir())) == 3
