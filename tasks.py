@@ -9,14 +9,14 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task as invoke_task
 
-from dev.tasks import bench, fuzz, lint, lock, schema, test
+from dev.tasks import bench, fuzz, lint, lock, schema, test, update
 from vmimage.commands.chosen import options
 from vmimage.commands.positionals import allow_missing_positionals, refuse_wrong_values
 from vmimage.util.encoding import use_utf8
 
 # A task imports its command when it is called, so that `invoke --list` stays quick.
 
-__all__ = ["bench", "fuzz", "lint", "lock", "schema", "test"]
+__all__ = ["bench", "fuzz", "lint", "lock", "schema", "test", "update"]
 
 use_utf8()
 allow_missing_positionals()

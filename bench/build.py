@@ -27,7 +27,7 @@ from vmimage.formats.all import open_disk
 from vmimage.formats.format import Opened, write_raw
 from vmimage.plan import PinnedFile, Plan, Source
 from vmimage.stages.base import BaseStage
-from vmimage.stages.fetch import fetch
+from vmimage.stages.fetch import fetch, file_of
 from vmimage.stages.verify.matrix import Boot, boots
 from vmimage.util.console import Console
 from vmimage.util.errors import BuildError, InputError
@@ -108,7 +108,8 @@ class _Bench:
             with self.console.stage("base", f"the peer's: {name}") as step:
                 (self.bases / name).mkdir(parents=True)
                 peer.make_base(self.base, self.plan.packages, start, self.bases / name, step)
-        peer.write_payload(self.plan, found, self.payload)
+        unpacked = {pin.name: file_of(pin, found[pin.name], self.pins) for pin in self.plan.files}
+        peer.write_payload(self.plan, unpacked, self.payload)
         shutil.copytree(PROJECT, self.project, ignore=NOT_COPIED, symlinks=True)
 
     def invoke(self, *arguments: str, log: str) -> tuple[str, float]:

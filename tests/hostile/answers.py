@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.hostile.mutations import cuts, flips, mixed, yaml_texts
@@ -12,12 +13,16 @@ from tests.ssh_server import ssh_server
 from tests.tools import host_key
 from tests.unit.test_fetch_hostile import ANSWERS, BODY, WHOLE, got, pinned
 from tests.unit.test_kubeconfig import K3S
+from tests.upstream import digest
 from vmimage.access import login
 from vmimage.access.known_hosts import host_name, record
 from vmimage.access.kubeconfig import fetch, renamed
 from vmimage.access.login import Address, log_in
+from vmimage.commands.update.answers import published_digest, published_version
 from vmimage.stages import fetch as fetching
 from vmimage.util import transfer
+from vmimage.util.errors import FetchError
+from vmimage.util.transfer import UnavailableError
 from vmimage.vm.ssh import make_key
 
 HEAD = WHOLE[: -len(BODY)]
@@ -119,4 +124,44 @@ def commands() -> Family:
     )
 
 
-FAMILIES = {"HTTP": http, "ssh servers": ssh_servers, "commands": commands}
+def _refused(read: Callable[[str], object]) -> Callable[[Path, Path], object]:
+    """Return a reader whose refusal is the failure of a pin, as `invoke update` tells it."""
+
+    def tried(path: Path, _: Path) -> object:
+        try:
+            return read(path.read_bytes().decode("utf-8"))
+        except (UnavailableError, UnicodeDecodeError) as error:
+            raise FetchError(str(error)) from error
+
+    return tried
+
+
+def checksums() -> Family:
+    """Of a list of checksums, only the one of the file is believed, and only in a list that is whole."""
+    lines = "".join(f"{digest(name)}  {name}\n" for name in ("k3s", "k3s-images.txt")).encode()
+    return Family(
+        read=_refused(lambda text: published_digest(text, "k3s")),
+        good=Case(name="good", data=lines),
+        cases=(*cuts(lines[: lines.index(b"k3s")]), *flips(lines[: lines.index(b"\n")]), *mixed(lines)),
+        codes=(4,),
+        taken={"twice": "both say the same"},
+    )
+
+
+def versions() -> Family:
+    """Nothing but a version is one."""
+    return Family(
+        read=_refused(lambda text: published_version(text, None)),
+        good=Case(name="good", data=b"v1.37.1\n"),
+        cases=(*cuts(b"v1.3"), *flips(b"v1.37.1"), *mixed(b"v1.37.1\n")),
+        codes=(4,),
+    )
+
+
+FAMILIES = {
+    "HTTP": http,
+    "ssh servers": ssh_servers,
+    "commands": commands,
+    "checksums": checksums,
+    "versions": versions,
+}

@@ -24,7 +24,7 @@ from vmimage.stages.verify.stage import VerifyStage
 PINNED: list[tuple[type[Keyed], str, int, str]] = [
     (BaseStage, "stages/base.py", 3, "c46bfb3285bf"),
     (BakeStage, "stages/bake/layers.py stages/bake/machine.py stages/bake/payload.py stages/bake/position.py "
-                "stages/bake/snapshot.py stages/bake/stage.py", 4, "337a2a4171e3"),
+                "stages/bake/snapshot.py stages/bake/stage.py", 4, "a74d2a972bf3"),
     (ExportStage, "stages/export.py formats/*.py", 3, "2f4e77d78c4f"),
     (VerifyStage, "stages/verify/stage.py stages/verify/verdict.py stages/verify/machine.py "
                   "stages/verify/subject.py stages/verify/checks.py", 3, "0247db3355aa"),

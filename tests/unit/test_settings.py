@@ -19,12 +19,14 @@ def test_environment_and_arguments_that_win() -> None:
         "VMIMAGE_DIST": "/d",
         "VMIMAGE_STATE": "/s",
         "VMIMAGE_MIRROR": "/m https://n",
+        "VMIMAGE_UPSTREAM": "https://a/=https://b/ https://c/=https://d/",
         "VMIMAGE_DEB_MIRROR": "http://e",
         "VMIMAGE_ACCELERATOR": "tcg",
     }
     chosen = options(environment, mirrors=["/first"], accelerator="kvm")
     assert (chosen.cache, chosen.dist, chosen.state) == (Path("/c"), Path("/d"), Path("/s"))
     assert chosen.mirrors == ("/first", "/m", "https://n")
+    assert chosen.upstreams == ("https://a/=https://b/", "https://c/=https://d/")
     assert (chosen.debian_mirror, chosen.accelerator) == ("http://e", "kvm")
 
 

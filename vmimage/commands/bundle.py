@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vmimage.commands.fetch import fetched
 from vmimage.commands.session import session
 from vmimage.formats.archive import BLOCK, append, finish, member
 from vmimage.plan import Plan
+from vmimage.stages.fetch import file_of
 from vmimage.util.errors import InputError
 from vmimage.util.files import sha256_file, written_beside
 from vmimage.util.settings import Options
@@ -28,7 +30,7 @@ def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path) -> str:
     """Write a bundle of an image's pins; returns its SHA-256.
 
     Args:
-        files: Pin name -> verified file.
+        files: Pin name -> what was fetched and verified: a file, or the archive that it comes in.
 
     Raises:
         InputError: The image has nothing that could be updated, or the file exists.
@@ -38,13 +40,21 @@ def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path) -> str:
         raise InputError(f"{plan.name} has none of {', '.join(UPDATED)}", hint="choose another image")
     if to.exists():
         raise InputError(f"{to} exists", hint="remove it, or give another name with --output")
-    index = {"image": plan.name, "files": {pin.name: {"version": pin.version, "sha256": pin.sha256} for pin in pins}}
-    with written_beside(to) as work, work.open("wb") as archive:
+    with tempfile.TemporaryDirectory(dir=to.parent) as folder, written_beside(to) as work, work.open("wb") as archive:
+        inner = {pin.name: file_of(pin, files[pin.name], Path(folder)) for pin in pins}
+        facts = {
+            pin.name: {
+                "version": pin.version,
+                "sha256": sha256_file(inner[pin.name]) if pin.members else pin.sha256,
+            }
+            for pin in pins
+        }
+        index = {"image": plan.name, "files": facts}
         append(archive, INDEX, (json.dumps(index, indent=2) + "\n").encode())
         for pin in pins:
-            size = files[pin.name].stat().st_size
+            size = inner[pin.name].stat().st_size
             archive.write(member(pin.name, size))
-            with files[pin.name].open("rb") as source:
+            with inner[pin.name].open("rb") as source:
                 shutil.copyfileobj(source, archive, 1 << 20)
             archive.write(bytes(-size % BLOCK))
         finish(archive)

@@ -14,11 +14,14 @@ from vmimage.util.settings import Options
 
 
 def fetch_pins(image: str | None, chosen: Options, *, json: bool) -> None:
-    """Get the files, and print where they are."""
+    """Get the files, and print where they are; of an archive, also what in it is the file."""
     with session(chosen, json_lines=json, log="fetch") as (console, store):
-        for name, path in fetched(pipeline.plan_image(image, chosen), store, console).items():
-            console.event("file", name=name, path=str(path))
-            console.say(f"{name}: {path}")
+        made = pipeline.plan_image(image, chosen)
+        found = fetched(made, store, console)
+        for file in made.files:
+            path = found[file.name]
+            console.event("file", name=file.name, path=str(path), members=file.members)
+            console.say(f"{file.name}: {' -> '.join([str(path), *file.members])}")
 
 
 def fetched(plan: Plan, store: Store, console: Console) -> dict[str, Path]:

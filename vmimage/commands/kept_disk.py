@@ -28,7 +28,8 @@ from vmimage.formats.contained import (
     QCOW2_MAGIC,
 )
 from vmimage.formats.format import Opened
-from vmimage.spec.model import Name, Sha256
+from vmimage.spec.pins import Sha256
+from vmimage.spec.texts import Name
 from vmimage.stages.release.dist import Release
 from vmimage.stages.release.manifest import MachineFacts, first_reason
 from vmimage.stages.release.version import is_version

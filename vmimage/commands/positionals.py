@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from invoke.parser.parser import ParseError, ParseMachine
+from invoke.exceptions import ParseError
+from invoke.parser.argument import Argument
+from invoke.parser.parser import ParseMachine
 
 
 def refuse_wrong_values() -> None:
@@ -23,6 +25,8 @@ def refuse_wrong_values() -> None:
 def allow_missing_positionals() -> None:
     """Let a positional argument that is also `optional` be left out: it is then empty.
 
+    One that is also `iterable` may be given several times.
+
     Invoke asks for every positional argument: https://github.com/pyinvoke/invoke/issues/159
     """
     complete, handle = ParseMachine.complete_context, ParseMachine.handle
@@ -41,7 +45,19 @@ def allow_missing_positionals() -> None:
         known = machine.context and (token in machine.context.flags or token in machine.context.inverse_flags)
         if token.startswith("-") and not known and not machine.waiting_for_flag_value:
             leave_out(machine, required=token in ("-h", "--help"))
-        handle(machine, token)
+        repeated = _repeated(machine)
+        # What is the name of a task begins that task.
+        if repeated and not (token.startswith("-") or machine.waiting_for_flag_value or token in machine.contexts):
+            repeated.set_value(token)
+            machine.flag = None
+        else:
+            handle(machine, token)
 
     ParseMachine.complete_context = complete_context  # type: ignore[method-assign, assignment]
     ParseMachine.handle = handle_token  # type: ignore[method-assign, assignment]
+
+
+def _repeated(machine: ParseMachine) -> Argument | None:
+    """Return the positional argument of the task at hand that takes several values, if there is one."""
+    found = machine.context.positional_args if machine.context else []
+    return next((each for each in found if each.kind is list), None)

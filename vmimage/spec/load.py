@@ -20,12 +20,17 @@ MOST_BYTES = 1 << 20
 MOST_PROBLEMS = 200
 MOST_TOLD = 50
 """Problems that are told one by one."""
+FOLLOWING = ("follows", "skew")
+"""Keys of `upstream:` that name another pin."""
 MOST_SHOWN = 80
 """Characters of what was found."""
 
 
-def load_spec(path: Path) -> Spec:
+def load_spec(path: Path, project: Path | None = None) -> Spec:
     """Read and check images.yaml.
+
+    Args:
+        project: Folder of the steps and tests that it names; that of the file when not given.
 
     Raises:
         InputError: It cannot be read or is wrong; the message lists every problem as `FILE:LINE: path: problem`.
@@ -43,12 +48,13 @@ def load_spec(path: Path) -> Spec:
         except ValidationError as error:
             some = islice(error.errors(include_url=False), MOST_PROBLEMS)
             problems += [_problem(details, document) for details in some]  # type: ignore[arg-type]
-        problems += islice(_dangling(document, path.parent), MOST_PROBLEMS)
+        problems += islice(_dangling(document, project or path.parent), MOST_PROBLEMS)
         if spec and not problems:
             problems += [
                 *_without_digest(spec, document),
                 *_kept_in_vain(spec, document),
                 *_shared_steps(spec, document),
+                *_not_followed(spec, document),
             ]
     if problems or spec is None:
         lines = sorted({(p.line, f"{path.name}:{p.line}: {dotted(p.path)}{p.message}") for p in problems})
@@ -147,6 +153,7 @@ def _dangling(document: Document, project: Path) -> Iterator[Problem]:
     for component in _names(data, "components"):
         parts = len(_names(data, "components", component, "pins"))
         references += [(("components", component, "pins", i), "pins") for i in range(parts)]
+    references += [(("pins", pin, "upstream", key), "pins") for pin in _names(data, "pins") for key in FOLLOWING]
     known = {kind: dict.fromkeys(_names(data, kind)) for kind in ("images", "bases", "components", "pins")}
     for path, kind in references:
         name = _at(data, path)
@@ -167,7 +174,7 @@ def _without_digest(spec: Spec, document: Document) -> Iterator[Problem]:
     for name, image in spec.images.items():
         arch = spec.bases[image.base].arch
         for pin in (pin for component in image.components for pin in spec.components[component].pins):
-            if arch not in spec.pins[pin].sha256:
+            if arch not in spec.pins[pin].arches:
                 path: YamlPath = ("pins", pin, "sha256")
                 message = f"no digest for {arch}, which images.{name} needs"
                 yield Problem(line=document.line(path), path=path, message=message)
@@ -183,6 +190,22 @@ def _shared_steps(spec: Spec, document: Document) -> Iterator[Problem]:
             yield Problem(line=document.line(path), path=path, message=message)
         elif component.step:
             first[component.step] = name
+
+
+def _not_followed(spec: Spec, document: Document) -> Iterator[Problem]:
+    """Find pins whose version is not that of the pin that they follow, and pins that nobody can follow."""
+    for name, pin in spec.pins.items():
+        for key in FOLLOWING:
+            other = getattr(pin.upstream, key, None)
+            led = spec.pins[other].upstream if other else None
+            if other and (led is None or not led.version or led.skew):
+                path: YamlPath = ("pins", name, "upstream", key)
+                message = f"{other} has no upstream with a version of its own, without skew"
+                yield Problem(line=document.line(path), path=path, message=message)
+            elif other and key == "follows" and pin.version != spec.pins[other].version:
+                path = ("pins", name, "version")
+                message = f"{pin.version}, but it follows {other}, which has {spec.pins[other].version}"
+                yield Problem(line=document.line(path), path=path, message=message)
 
 
 def _kept_in_vain(spec: Spec, document: Document) -> Iterator[Problem]:

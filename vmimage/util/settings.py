@@ -26,12 +26,15 @@ class Bounds:
         seconds: All attempts at one location together.
         rate: Bytes a second that a server has to send at least, over RATE_SECONDS.
         most_bytes: Of a file, and of an archive that it comes in.
+        believed: No digest says what comes: so it comes whole, from its start, and no redirect leads to where others
+            could answer instead.
         stop: Set when the download is to end at once.
     """
 
     seconds: float = 3600.0
     rate: float = 1024.0
     most_bytes: int = 4 << 30
+    believed: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -49,6 +52,7 @@ class Options:
     dist: Path
     state: Path
     mirrors: tuple[str, ...] = ()
+    upstreams: tuple[str, ...] = ()
     debian_mirror: str | None = None
     accelerator: str | None = None
     full_matrix: bool = False
@@ -82,6 +86,7 @@ ENVIRONMENT = {
     "VMIMAGE_DIST": "folder of releases",
     "VMIMAGE_STATE": "folder of the host keys of machines",
     "VMIMAGE_MIRROR": "directories or URLs with pinned files, separated by spaces (quoted as in a shell), tried first",
+    "VMIMAGE_UPSTREAM": "OLD=NEW, separated by spaces: what begins with the URL OLD is looked up at NEW",
     "VMIMAGE_DEB_MIRROR": "URL of a Debian mirror, or `deb …` lines separated by semicolons",
     "VMIMAGE_ACCELERATOR": "kvm or tcg",
     "VMIMAGE_FETCH_SECONDS": "seconds that one location may take for a pinned file",
@@ -93,6 +98,7 @@ def options(
     environment: Mapping[str, str] = os.environ,
     *,
     mirrors: Sequence[str] = (),
+    upstreams: Sequence[str] = (),
     debian_mirror: str | None = None,
     accelerator: str | None = None,
 ) -> Options:
@@ -108,6 +114,7 @@ def options(
         dist=expanded(environment.get("VMIMAGE_DIST") or PROJECT / "dist", "VMIMAGE_DIST").absolute(),
         state=expanded(environment.get("VMIMAGE_STATE") or states / "vmimage", "VMIMAGE_STATE").absolute(),
         mirrors=tuple(map(_absolute, (*mirrors, *_words(environment.get("VMIMAGE_MIRROR", ""))))),
+        upstreams=(*upstreams, *_words(environment.get("VMIMAGE_UPSTREAM", ""))),
         debian_mirror=debian_mirror or environment.get("VMIMAGE_DEB_MIRROR") or None,
         accelerator=accelerator or environment.get("VMIMAGE_ACCELERATOR") or None,
     )

@@ -38,6 +38,7 @@ MOST_REASON = 200
 CHUNK = 64 << 10  # a broken connection loses at most this much
 SPARE_BYTES = 64 << 20
 """Of the disk, so many stay free."""
+MORE_BYTES = "; `bytes:` of the pin in images.yaml allows more"
 LOOK_BYTES = 16 << 20
 """After so many it is looked at again."""
 
@@ -156,6 +157,8 @@ def attempt(url: str, to: Path, watch: Watch, progress: Progress) -> str:
         UnavailableError: Another attempt cannot help.
         requests.exceptions.RequestException, urllib3.exceptions.HTTPError: The connection broke.
     """
+    if watch.bounds.believed:
+        to.unlink(missing_ok=True)  # two halves may be of two answers
     have = to.stat().st_size if to.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with _answer(url, headers, watch) as answer:
@@ -169,6 +172,8 @@ def attempt(url: str, to: Path, watch: Watch, progress: Progress) -> str:
             return f"HTTP {answer.status_code}"
         if answer.status_code not in (requests.codes.ok, requests.codes.partial_content):
             raise UnavailableError(f"HTTP {answer.status_code} {answer.reason[:MOST_REASON]}")
+        if watch.bounds.believed:
+            _require_whole(answer)
         resumed = answer.status_code == requests.codes.partial_content
         with open(to, "ab" if resumed else "wb", opener=not_followed) as file:
             _copy(answer, file, to, watch, progress)
@@ -194,10 +199,27 @@ def _answer(url: str, headers: dict[str, str], watch: Watch) -> Iterator[request
                     yield answer
                     return
                 following = urljoin(url, target)
+                if watch.bounds.believed:
+                    _require_as_safe(url, following)
                 if _origin(following) != _origin(url):
                     auth = None
                 url = following
     raise UnavailableError(f"led on to another address more than {MOST_REDIRECTS} times")
+
+
+def _require_as_safe(url: str, following: str) -> None:
+    """Refuse a redirect to where others than those who were asked could answer: it has to end at https, or stay."""
+    if not following.lower().startswith("https:") and _origin(following) != _origin(url):
+        parts = urlsplit(following)
+        where = f"{parts.scheme}://{parts.netloc}"[:MOST_REASON]
+        raise UnavailableError(f"leads on to {where}, which is refused: only https proves who answers")
+
+
+def _require_whole(answer: requests.Response) -> None:
+    """Refuse an answer that is only a part, or does not say where it ends: nobody would see that it was cut off."""
+    ends = "Content-Length" in answer.headers or getattr(answer.raw, "chunked", False)
+    if answer.status_code != requests.codes.ok or not ends:
+        raise UnavailableError("the answer does not say where it ends, or is only a part")
 
 
 def _credentials(url: str) -> tuple[str, str] | None:
@@ -233,23 +255,23 @@ def _copy(answer: requests.Response, file: IO[bytes], to: Path, watch: Watch, pr
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     watch.check()
     try:
-        require_size(max(done, total or 0), most)
+        require_size(max(done, total or 0), most, way_out="" if watch.bounds.believed else MORE_BYTES)
     except UnavailableError:
         to.unlink(missing_ok=True)
         raise
 
 
-def require_size(size: int, most_bytes: int) -> None:
+def require_size(size: int, most_bytes: int, *, way_out: str = MORE_BYTES) -> None:
     """Refuse a file that is too large.
+
+    Args:
+        way_out: What allows more.
 
     Raises:
         UnavailableError: It is.
     """
     if size > most_bytes:
-        raise UnavailableError(
-            f"is larger than {human_bytes(most_bytes)} ({most_bytes} bytes); "
-            "`bytes:` of the pin in images.yaml allows more"
-        )
+        raise UnavailableError(f"is larger than {human_bytes(most_bytes)} ({most_bytes} bytes){way_out}")
 
 
 def plain_words(error: Exception, url: str) -> str:

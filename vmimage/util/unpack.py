@@ -8,7 +8,7 @@ import io
 import lzma
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -73,6 +73,27 @@ def extract_member(archive: Path, member: str, to: Path, *, most_bytes: int, che
         raise UnavailableError(f"not a readable archive: {error}") from error
     except Exception as error:
         raise UnavailableError(f"not a readable archive: {error or type(error).__name__}") from error
+
+
+def extract_path(
+    archive: Path, members: Sequence[str], to: Path, *, most_bytes: int, check: Check = lambda: None
+) -> None:
+    """Write the file to `to` that members lead to, each in the archive that the one before gave.
+
+    Args:
+        most_bytes: Of each member, and of each archive when it is decompressed.
+        check: Is called now and then, to raise what is to end this.
+
+    Raises:
+        UnavailableError: One of them is no archive, or has no such file, or one of absurd size.
+    """
+    inner = [to.with_name(f"{to.name}.{depth}") for depth in range(len(members) - 1)]
+    try:
+        for member, from_, into in zip(members, [archive, *inner], [*inner, to], strict=True):
+            extract_member(from_, member, into, most_bytes=most_bytes, check=check)
+    finally:
+        for path in inner:
+            path.unlink(missing_ok=True)
 
 
 def _extract_zipped(file: IO[bytes], member: str, to: Path, most_bytes: int, check: Check) -> None:

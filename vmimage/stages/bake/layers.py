@@ -17,7 +17,7 @@ from typing import IO
 
 from vmimage.cache.result import LAYER, Result, making
 from vmimage.cache.store import Store
-from vmimage.plan import PinnedFile, Plan, digests, guest_values, machine_files, step_files
+from vmimage.plan import PinFacts, Plan, digests, guest_values, machine_files, step_files
 from vmimage.stages.base import DISK as BASE_DISK
 from vmimage.stages.base import BaseStage
 from vmimage.stages.stage import Keyed
@@ -39,7 +39,7 @@ class Layer(Keyed):
 
     Attributes:
         script: In provision/.
-        pins: Pin -> version and SHA-256 of each file that the step installs.
+        pins: Pin -> version and SHA-256 of each file that the step installs; of an archive, the members to it.
         files: Digests of the project's files that the step reads.
     """
 
@@ -47,7 +47,7 @@ class Layer(Keyed):
     edition = EDITION
 
     script: str
-    pins: Mapping[str, Mapping[str, str]]
+    pins: Mapping[str, PinFacts]
     files: Mapping[str, str]
     tools: Mapping[str, str]
 
@@ -68,16 +68,12 @@ def layers_of(plan: Plan, base: BaseStage) -> tuple[Layer, ...]:
                 Layer(
                     after=layers[-1] if layers else base,
                     script=component.step,
-                    pins={pin: _named(pinned[pin]) for pin in component.pins},
+                    pins={pin: pinned[pin].facts for pin in component.pins},
                     files=digests(plan.project, files, guest_values(plan.name)),
                     tools={tool: plan.tools[tool] for tool in ("packer", "qemu-img")},
                 )
             )
     return tuple(layers)
-
-
-def _named(file: PinnedFile) -> dict[str, str]:
-    return {"version": file.version, "sha256": file.sha256}
 
 
 class Layers:

@@ -9,20 +9,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vmimage import PROJECT
-from vmimage.plan import TEMPLATE, guest_values, overlays
+from vmimage.plan import TEMPLATE, PinFacts, guest_values, overlays
 from vmimage.util.errors import FetchError
 from vmimage.util.files import disk_use, sha256_file
 from vmimage.util.render import render
 from vmimage.util.run import Confine, run
+from vmimage.util.unpack import extract_path
 
 LABEL = "payload"
 MOUNT = "/run/vmimage"
 SLACK = 64 << 20
+MOST_UNPACKED = 1 << 50
 
 
 def write_payload(
     image: str,
-    pins: Mapping[str, Mapping[str, Mapping[str, str]]],
+    pins: Mapping[str, Mapping[str, PinFacts]],
     facts: Mapping[str, object],
     files: Callable[[str], Path],
     folder: Path,
@@ -31,7 +33,7 @@ def write_payload(
     """Write the payload disk: what the steps that will run read, and nothing for other steps.
 
     Args:
-        pins: Script -> pin -> version and SHA-256, for each script that will run, the seal among them.
+        pins: Script -> pin -> version, SHA-256 and members, for each script that will run, the seal among them.
         facts: What the image says of itself.
         files: Returns the verified file of a SHA-256.
         folder: Where its files are laid out first; it is removed.
@@ -47,7 +49,7 @@ def write_payload(
         name = script.removesuffix(".sh")
         (folder / "pins" / name).mkdir()
         for pin, about in needed.items():
-            _add_pin(files(about["sha256"]), about["sha256"], folder / "pins" / name / pin)
+            _add_pin(files, about, folder / "pins" / name / pin)
         shutil.copy(provision / script, folder / "provision" / script)
         (folder / "env" / script).write_text(environment(script, needed))
         laid = folder / "files" / name
@@ -82,14 +84,20 @@ def normal_modes(folder: Path) -> None:
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
 
-def _add_pin(file: Path, sha256: str, to: Path) -> None:
-    shutil.copyfile(file, to)
-    if sha256_file(to) != sha256:
+def _add_pin(files: Callable[[str], Path], about: PinFacts, to: Path) -> None:
+    sha256, members = str(about["sha256"]), tuple(about.get("members", ()))
+    file, got = files(sha256), to.with_name(f"{to.name}.archive") if members else to
+    shutil.copyfile(file, got)
+    if sha256_file(got) != sha256:
         file.unlink()
         raise FetchError(f"{file} was damaged in the cache, and removed", hint="run the command again")
+    if members:
+        # These bytes are pinned, and were unpacked within the pin's bounds when they were fetched.
+        extract_path(got, members, to, most_bytes=MOST_UNPACKED)
+        got.unlink()
 
 
-def environment(script: str, pins: Mapping[str, Mapping[str, str]]) -> str:
+def environment(script: str, pins: Mapping[str, PinFacts]) -> str:
     """Return the shell variables that a provision step has.
 
     Args:
@@ -101,4 +109,4 @@ def environment(script: str, pins: Mapping[str, Mapping[str, str]]) -> str:
         "DEBIAN_FRONTEND": "noninteractive",
         **{f"{pin.upper().replace('-', '_')}_VERSION": about["version"] for pin, about in pins.items()},
     }
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+    return "".join(f"export {name}={shlex.quote(str(value))}\n" for name, value in values.items())

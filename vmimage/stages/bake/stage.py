@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmimage import PROJECT
 from vmimage.disk.raw import RawDisk
-from vmimage.plan import Plan, digests, guest_values, machine_files, step_files
+from vmimage.plan import PinFacts, Plan, digests, guest_values, machine_files, step_files
 from vmimage.spec.model import SEAL_STEP
 from vmimage.stages.bake.layers import EDITION, Layer, Layers, layers_of
 from vmimage.stages.bake.machine import KERNEL_ARGUMENTS, MEMORY_MIB, OVERLAY, PAYLOAD, packer_values
@@ -151,7 +151,7 @@ def make_bake(
     remaining = bake.layers[layers.done :]
     scripts = [*(layer.script for layer in remaining), SEAL_STEP]
     step.now("write the payload disk")
-    pins: dict[str, Mapping[str, Mapping[str, str]]] = {layer.script: layer.pins for layer in remaining}
+    pins: dict[str, Mapping[str, PinFacts]] = {layer.script: layer.pins for layer in remaining}
     pins[SEAL_STEP] = {}
     write_payload(bake.image, pins, bake.release_facts, layers.store.file, folder / "payload", folder / PAYLOAD)
     beneath, beneath_format = layers.top

@@ -12,7 +12,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from vmimage.formats.all import BY_NAME
-from vmimage.spec.model import Name, Sha256, Size, port_range
+from vmimage.spec.model import Size, port_range
+from vmimage.spec.pins import Sha256
+from vmimage.spec.texts import Name
 from vmimage.stages.release.version import is_version
 from vmimage.util.json_file import read_json
 from vmimage.util.ports import MAX_PORT

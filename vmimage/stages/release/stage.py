@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from vmimage import PROJECT, host
 from vmimage.cache.result import Result
-from vmimage.plan import Plan
+from vmimage.plan import PinFacts, Plan
 from vmimage.spec.model import MachineSpec
 from vmimage.stages.base import PACKAGES
 from vmimage.stages.release.contents import fill_release
@@ -46,7 +46,7 @@ class ReleaseStage(Stage):
 
     Attributes:
         image, arch, suite, summary, disk, machine, components: What the manifest says of the image.
-        pins: Pin -> version and SHA-256.
+        pins: Pin -> version and SHA-256; of an archive, also the members that lead to the file.
     """
 
     name = "release"
@@ -59,7 +59,7 @@ class ReleaseStage(Stage):
     disk: int
     machine: MachineSpec
     components: tuple[str, ...]
-    pins: Mapping[str, Mapping[str, str]]
+    pins: Mapping[str, PinFacts]
 
     @property
     def verify(self) -> VerifyStage:
@@ -157,7 +157,7 @@ def release_stage(plan: Plan, verify: VerifyStage) -> ReleaseStage:
         disk=plan.disk_bytes,
         machine=plan.image.machine,
         components=plan.image.components,
-        pins={file.name: {"version": file.version, "sha256": file.sha256} for file in plan.files},
+        pins={file.name: file.facts for file in plan.files},
     )
 
 
@@ -167,7 +167,7 @@ def manifest(release: ReleaseStage) -> dict[str, object]:
     `seconds` of a stage is what it took when it ran, even if its result came from the cache this time.
     """
     store, seconds = release.context.store, release.context.seconds
-    fetched = sum(store.file(pin["sha256"]).stat().st_size for pin in release.pins.values())
+    fetched = sum(store.file(str(pin["sha256"])).stat().st_size for pin in release.pins.values())
     took: dict[str, dict[str, object]] = {
         "fetch": {"seconds": round(seconds.get("fetch", 0.0), 1), "peak_disk_bytes": fetched}
     }
