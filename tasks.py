@@ -11,12 +11,13 @@ from invoke.tasks import task as invoke_task
 
 from dev.tasks import bench, fuzz, lint, lock, schema, test, update
 from vmimage.commands.chosen import options
+from vmimage.commands.look_tasks import diff, size
 from vmimage.commands.positionals import allow_missing_positionals, refuse_wrong_values
 from vmimage.util.encoding import use_utf8
 
 # A task imports its command when it is called, so that `invoke --list` stays quick.
 
-__all__ = ["bench", "fuzz", "lint", "lock", "schema", "test", "update"]
+__all__ = ["bench", "diff", "fuzz", "lint", "lock", "schema", "size", "test", "update"]
 
 use_utf8()
 allow_missing_positionals()
@@ -326,22 +327,3 @@ def kubeconfig(
         remove_context(context, where, options(), kubeconfig=kubeconfig, force=force)
     else:
         add_context(context, where, options(), kubeconfig=kubeconfig, use=use, show=show, force=force)
-
-
-@task(
-    positional=["image"],
-    optional=["image"],
-    help={
-        "image": IMAGE,
-        "version": "a version in dist/ (default: the latest, or the baked disk if nothing is released)",
-        "output": "also draw a picture: an SVG file to write",
-        "json": JSON,
-    },
-)
-def size(
-    _: Context, image: str | None = None, version: str | None = None, output: str | None = None, json: bool = False
-) -> None:
-    """Show what takes the space in an image."""
-    from vmimage.commands.size.report import tell_size
-
-    tell_size(image, version, options(), output=Path(output).absolute() if output else None, json=json)

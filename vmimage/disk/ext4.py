@@ -39,7 +39,7 @@ _LINK = '\nFast link dest: "'
 _RUN = re.compile(r"\((\d+)[^)]*\):(\d+)(?:-(\d+))?")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """Bytes of a file that lie together: offset in the file, offset on the disk, length."""
 
@@ -48,7 +48,7 @@ class Run:
     length: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
     """A file, folder or link.
 
@@ -140,30 +140,28 @@ def read_root(disk: RawDisk, work: Path) -> Root:
     block, count = (_number(name, groups) for name in ("Block size", "Block count"))
     found = list(_walk(disk, work))
     inodes = sorted({inode for _, inode, *_ in found} | {JOURNAL_INODE})
-    details = dict(zip(inodes, _ask(disk, [f"stat <{inode}>" for inode in inodes], work), strict=True))
+    # As they come: of a million files, the texts together are gigabytes.
+    texts = _ask(disk, [f"stat <{inode}>" for inode in inodes], work)
+    details = {inode: _details(text, start, block) for inode, text in zip(inodes, texts, strict=True)}
     nodes = []
     for path, inode, mode, uid, gid, size in found:
-        # A link may lead to any text, also to one like those that stand before it.
-        about, _, target = details[inode].partition(_LINK)
-        mtime = re.search(r"^ *mtime: 0x([0-9a-f]{8})", about, re.MULTILINE)
+        mtime, target, runs = details[inode]
         nodes.append(
-            Node(
-                path=path,
-                inode=inode,
-                mode=mode,
-                uid=uid,
-                gid=gid,
-                size=size,
-                mtime=int(mtime[1], 16) if mtime else 0,
-                target=target.rstrip("\n").removesuffix('"'),
-                runs=parse_runs(about, start, block),
-            )
+            Node(path=path, inode=inode, mode=mode, uid=uid, gid=gid, size=size, mtime=mtime, target=target, runs=runs)
         )
     free = parse_free(groups, start, block)
-    journal = parse_runs(details[JOURNAL_INODE].partition(_LINK)[0], start, block)
+    _, _, journal = details[JOURNAL_INODE]
     root = Root(start=start, block=block, size=block * count, nodes=tuple(nodes), journal=journal, free=free)
     require_within(disk, root)
     return root
+
+
+def _details(text: str, start: int, block: int) -> tuple[int, str, tuple[Run, ...]]:
+    """Return time, target of a link, and runs, in what debugfs's `stat` says of an inode."""
+    # A link may lead to any text, also to one like those that stand before it.
+    about, _, target = text.partition(_LINK)
+    mtime = re.search(r"^ *mtime: 0x([0-9a-f]{8})", about, re.MULTILINE)
+    return int(mtime[1], 16) if mtime else 0, target.rstrip("\n").removesuffix('"'), parse_runs(about, start, block)
 
 
 def require_within(disk: RawDisk, root: Root) -> None:
@@ -216,7 +214,7 @@ def tar_stream(nodes: Sequence[Node], read: Callable[[int, int], bytes]) -> Iter
         if stat.S_ISDIR(node.mode):
             info.type = tarfile.DIRTYPE
         elif stat.S_ISLNK(node.mode):
-            info.type, info.linkname = tarfile.SYMTYPE, node.target or _long_target(node, read)
+            info.type, info.linkname = tarfile.SYMTYPE, link_target(node, read)
         elif not stat.S_ISREG(node.mode):
             continue
         elif node.inode in names:
@@ -250,7 +248,14 @@ def _zeros(count: int) -> Iterator[bytes]:
         yield bytes(min(count - done, CHUNK))
 
 
-def _long_target(node: Node, read: Callable[[int, int], bytes]) -> str:
+def link_target(node: Node, read: Callable[[int, int], bytes]) -> str:
+    """Return where a symbolic link leads.
+
+    Raises:
+        VerifyError: It is not told.
+    """
+    if node.target:
+        return node.target
     if not node.runs or node.size > LONGEST_TARGET:
         raise VerifyError(f"{node.path} is a link of which it is not told where it leads")
     return read(node.runs[0].disk, node.runs[0].disk + node.size).decode(errors="surrogateescape")
@@ -267,7 +272,7 @@ def _walk(disk: RawDisk, work: Path) -> Iterator[tuple[str, int, int, int, int, 
     for _ in range(MOST_LEVELS):
         below = []
         both = _ask(disk, [f"ls {form} <{inode}>" for _, inode in level for form in ("-p", "-l")], work)
-        for (folder, _), listing, again in zip(level, both[::2], both[1::2], strict=True):
+        for (folder, _), listing, again in zip(level, both, both, strict=True):
             _require_same_lines(disk, folder, listing, again)
             for name, inode, mode, uid, gid, size in _entries(disk, folder, listing):
                 count += 1
@@ -312,9 +317,8 @@ def _entries(disk: RawDisk, folder: str, listing: str) -> Iterator[tuple[str, in
         yield name, int(inode), int(mode, 8), int(uid), int(gid), int(size or 0)
 
 
-def _ask(disk: RawDisk, requests: Sequence[str], work: Path) -> list[str]:
-    """Return what debugfs says to each request."""
-    answers: list[str] = []
+def _ask(disk: RawDisk, requests: Sequence[str], work: Path) -> Iterator[str]:
+    """Yield what debugfs says to each request."""
     script = work / "debugfs.requests"
     for start in range(0, len(requests), AT_ONCE):
         some = requests[start : start + AT_ONCE]
@@ -325,8 +329,7 @@ def _ask(disk: RawDisk, requests: Sequence[str], work: Path) -> list[str]:
         parts = _SECTION.split(output)[1:]
         if parts[::2] != list(some):
             raise VerifyError(f"cannot read the root file system of {disk.path}: debugfs answered in another form")
-        answers += parts[1::2]
-    return answers
+        yield from parts[1::2]
 
 
 def _run(argv: Sequence[str | Path]) -> str:
