@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from invoke.parser.parser import ParseError, ParseMachine
+from invoke.exceptions import ParseError
+from invoke.parser.parser import ParseMachine
 
 
 def refuse_wrong_values() -> None:
