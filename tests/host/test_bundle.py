@@ -80,6 +80,12 @@ def test_bundle_holds_the_pins_and_the_guest_takes_it(plan: Plan, tmp_path: Path
     assert {name: version for name, (_, version) in found.items()} == plan.versions
     with pytest.raises(InputError, match="exists"):
         write_bundle(plan, files, tmp_path / "update.tar")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="link exists"):
+        write_bundle(plan, files, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    with pytest.raises(InputError, match="there is no folder"):
+        write_bundle(plan, files, tmp_path / "none" / "update.tar")
 
 
 def test_programs_are_replaced(targets: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Its form is described in the guest's dev_env/update.py.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -33,13 +34,16 @@ def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path) -> str:
         files: Pin name -> what was fetched and verified: a file, or the archive that it comes in.
 
     Raises:
-        InputError: The image has nothing that could be updated, or the file exists.
+        InputError: The image has nothing that could be updated, the file exists, or its folder does not.
     """
     pins = [pin for pin in plan.files if pin.name in UPDATED]
     if not pins:
         raise InputError(f"{plan.name} has none of {', '.join(UPDATED)}", hint="choose another image")
-    if to.exists():
+    # A link that leads nowhere is there, too.
+    if os.path.lexists(to):
         raise InputError(f"{to} exists", hint="remove it, or give another name with --output")
+    if not to.parent.is_dir():
+        raise InputError(f"--output {to}: there is no folder {to.parent}", hint="make it first")
     with tempfile.TemporaryDirectory(dir=to.parent) as folder, written_beside(to) as work, work.open("wb") as archive:
         inner = {pin.name: file_of(pin, files[pin.name], Path(folder)) for pin in pins}
         facts = {
