@@ -25,7 +25,7 @@ TASKS = [
     "lock",
     "plan",
 ]
-TASKS += ["run", "schema", "seed", "share", "size", "test", "verify"]
+TASKS += ["run", "schema", "seed", "share", "sign", "size", "test", "verify"]
 
 
 @pytest.fixture
@@ -105,6 +105,13 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["size", "--output", "a.png"], 2, "a.png: the picture is an SVG"),
         (["seed", "--ssh-key", "/none.pub"], 2, "there is no public ssh key at /none.pub"),
         (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
+        (["build-image", "toolbox", "--sign", "/none"], 2, "there is no key /none"),
+        (["build-image", "--all", "--sign", "/none"], 2, "there is no key /none"),
+        (["sign", "toolbox"], 2, "there is no key to sign with"),
+        (["sign", "toolbox", "/none"], 2, "holds no release latest of toolbox"),
+        (["verify", "toolbox", "--signature"], 2, "No file of allowed signers is named"),
+        (["verify", "toolbox/20200101-00000000", "--allowed-signers", "x"], 2, "holds no release 20200101-00000000"),
+        (["verify", "toolbox", "--allowed-signers", "~nobody-has-this-name/x"], 2, "there is no such user"),
         (["verify"], 1, "did not receive required positional arguments: 'file'"),
     ],
 )

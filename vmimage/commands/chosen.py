@@ -12,10 +12,21 @@ from vmimage.util.printable import printable
 
 
 def options(
-    *, mirrors: Sequence[str] = (), debian_mirror: str | None = None, accelerator: str | None = None
+    *,
+    mirrors: Sequence[str] = (),
+    debian_mirror: str | None = None,
+    accelerator: str | None = None,
+    sign: str | None = None,
+    allowed_signers: str | None = None,
 ) -> settings.Options:
     """Join arguments and environment; leave with an exit code where these cannot be."""
     try:
-        return settings.options(mirrors=mirrors, debian_mirror=debian_mirror, accelerator=accelerator)
+        return settings.options(
+            mirrors=mirrors,
+            debian_mirror=debian_mirror,
+            accelerator=accelerator,
+            sign=sign,
+            allowed_signers=allowed_signers,
+        )
     except VmimageError as error:
         raise Exit(printable(f"\n{error.message}\n\n{error.hint}"), code=error.exit_code) from None
