@@ -16,6 +16,7 @@ from tests.signing import (
     NAME,
     PROVENANCE,
     VERDICT,
+    allow,
     check,
     export,
     home,
@@ -30,10 +31,13 @@ from tests.signing import (
 )
 from tests.unit.test_release import DIGEST
 from vmimage import PROJECT, host
+from vmimage.commands.sign import sign_and_tell
 from vmimage.publish import signatures, ssh
-from vmimage.publish.signatures import ALL, SIGNATURE, STATEMENTS, sign_release
+from vmimage.publish.signatures import ALL, SIGNATURE, STATEMENTS, check_release, sign_release
+from vmimage.publish.ssh import Trust
 from vmimage.publish.sums import SUMS
 from vmimage.util.errors import HostError, InputError, VerifyError
+from vmimage.util.settings import Options
 
 __all__ = ["export", "home", "release", "signed", "signed_once"]
 
@@ -139,6 +143,18 @@ def test_key_in_the_agent_signs_by_its_public_file(release: Path, home: Path, ag
     subprocess.run([str(shutil.which("ssh-add")), "-q", home / "mine"], check=True)
     assert ssh.require_key(public, nothing) == sign_release(release, public, nothing)
     check(release, home)
+
+
+def test_certificate_of_an_authority_signs(release: Path, agent: None, tmp_path: Path) -> None:
+    authority, key = make_key(tmp_path / "authority"), make_key(tmp_path / "key")
+    keygen("-q", "-s", authority, "-I", "us", "-n", NAME, key.with_name("key.pub"))
+    subprocess.run([str(shutil.which("ssh-add")), "-q", key], check=True)
+    allowed = allow(tmp_path / "allowed", authority, options="cert-authority ")
+    certificate = tmp_path / "key-cert.pub"
+    sign_and_tell(
+        str(release), Options(cache=tmp_path / "cache", dist=tmp_path, state=tmp_path, sign=certificate), json=False
+    )
+    assert check_release(release, Trust(allowed=allowed)).signers[SIGNATURE].name == NAME
 
 
 def test_key_with_a_passphrase_never_prompts(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,5 +291,5 @@ def test_commands_of_the_docs(signed: Path, home: Path) -> None:
 def test_readme_of_a_release_does_not_say_that_it_is_signed(release: Path) -> None:
     readme = (release / "README.md").read_text()
     assert "If `SHA256SUMS.sig` lies beside" in readme
-    assert "nobody vouches for" in readme
+    assert "Without a signature, nobody vouches for" in " ".join(readme.split())
     assert not set(ALL) & set(listed(release))

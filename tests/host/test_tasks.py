@@ -109,6 +109,7 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["build-image", "--all", "--sign", "/none"], 2, "there is no key /none"),
         (["sign", "toolbox"], 2, "there is no key to sign with"),
         (["sign", "toolbox", "/none"], 2, "holds no release latest of toolbox"),
+        (["sign", "toolbox", "--with", "gpg"], 2, "there is no key to sign with"),
         (["verify", "toolbox", "--signature"], 2, "No file of allowed signers is named"),
         (["verify", "toolbox/20200101-00000000", "--allowed-signers", "x"], 2, "holds no release 20200101-00000000"),
         (["verify", "toolbox", "--allowed-signers", "~nobody-has-this-name/x"], 2, "there is no such user"),

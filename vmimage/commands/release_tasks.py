@@ -58,11 +58,15 @@ def verify(
     help={
         "release": "a release: its folder, IMAGE (the latest) or IMAGE/VERSION",
         "key": "your ssh key, or its .pub if ssh-agent has it (default: VMIMAGE_SIGN)",
+        "with_": "sign SHA256SUMS with gpg or minisign instead; KEY is then one of that program",
         "json": JSON,
     },
 )
-def sign(_: Context, release: str, key: str | None = None, json: bool = False) -> None:
+def sign(_: Context, release: str, key: str | None = None, with_: str | None = None, json: bool = False) -> None:
     """Sign a release with your ssh key."""
-    from vmimage.commands.sign import sign_and_tell
+    from vmimage.commands.sign import sign_and_tell, sign_otherwise
 
-    sign_and_tell(release, options(sign=key), json=json)
+    if with_:
+        sign_otherwise(release, key, with_, options(), json=json)
+    else:
+        sign_and_tell(release, options(sign=key), json=json)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from vmimage.commands.session import session
 from vmimage.publish import ssh
-from vmimage.publish.signatures import ALL, SIGNATURE, is_signed, sign_release
+from vmimage.publish.programs import find_program
+from vmimage.publish.signatures import ALL, SIGNATURE, is_signed, sign_release, sign_sums
 from vmimage.stages.release.dist import choose
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError, VmimageError
@@ -26,13 +27,24 @@ def sign_and_tell(release: str, chosen: Options, *, json: bool) -> None:
         wanted = ssh.fingerprint_of(chosen.sign)
         before = is_signed(folder)
         fingerprint = _signed(folder, chosen.sign, console)
-        if fingerprint != wanted:
+        if before and fingerprint != wanted:
             raise InputError(
                 f"{folder} is signed already, with the key {fingerprint}, and signatures are never replaced",
                 hint="copy the files that SHA256SUMS names to another folder, and sign them there",
             )
         console.event("result", release=str(folder), fingerprint=fingerprint, files=list(ALL))
         console.say(f"{folder} {'was signed before' if before else 'is signed'} with {fingerprint}: {', '.join(ALL)}")
+
+
+def sign_otherwise(release: str, key: str | None, program: str, chosen: Options, *, json: bool) -> None:
+    """Sign SHA256SUMS of a release that is there with GPG or minisign, and print the name of the signature."""
+    with session(chosen, json_lines=json) as (console, _store):
+        if not key:
+            raise InputError("there is no key to sign with", hint=f"invoke sign RELEASE KEY --with {program}")
+        folder, found = release_folder(release, chosen.dist), find_program(program)
+        path = sign_sums(folder, found, key)
+        console.event("result", release=str(folder), files=[path.name])
+        console.say(f"{folder} is signed: {path.name}")
 
 
 def require_key(chosen: Options, console: Console) -> None:
@@ -48,12 +60,13 @@ def sign_built(folder: Path, key: Path, console: Console) -> None:
     Raises:
         VmimageError: It cannot be signed; it stays as it is, unsigned.
     """
+    before = is_signed(folder)
     try:
         fingerprint = _signed(folder, key, console)
     except VmimageError as error:
         hint = f"{error.hint}\nthen sign it: invoke sign {folder} {key}"
         raise type(error)(f"{folder} is released, and not signed: {error.message}", hint=hint) from error
-    if fingerprint != ssh.fingerprint_of(key):
+    if before and fingerprint != ssh.fingerprint_of(key):
         console.warn(f"{folder} was released before, and {SIGNATURE} in it is of another key: {fingerprint}")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vmimage.publish import dsse, ssh, statements
+from vmimage.publish.programs import FILES, Program, sign_with
 from vmimage.publish.ssh import Signer, Trust
 from vmimage.publish.sums import MOST_SUMS, SUMS, parse_sums, read_file, require_files, require_same
 from vmimage.stages.release.manifest import MANIFEST, MOST_BYTES, Manifest, manifest_of
@@ -92,18 +93,36 @@ def sign_release(folder: Path, key: Path, tell: Callable[[str], object]) -> str:
         if is_signed(folder):
             return _signed(folder)
         content = read_content(folder, read_file(folder / SUMS, MOST_SUMS))
-        fingerprint = ssh.fingerprint_of(key)
 
         def signature_of(data: bytes) -> bytes:
             return ssh.sign(data, key, tell)
 
+        signature = signature_of(content.sums)
+        # Of a certificate, ssh-keygen tells another fingerprint than its signature names.
+        fingerprint = ssh.read_signature(signature, SIGNATURE)
         for name, (kind, made) in STATEMENTS.items():
             if os.path.lexists(folder / name):
                 _require_begun(folder / name, kind, content, fingerprint)
             else:
                 _write(folder / name, dsse.sealed(made(content.data, content.digests[MANIFEST]), signature_of))
-        _write(folder / SIGNATURE, signature_of(content.sums))
+        _write(folder / SIGNATURE, signature)
         return fingerprint
+
+
+def sign_sums(folder: Path, program: Program, key: str) -> Path:
+    """Sign SHA256SUMS of a release with another program; returns the signature.
+
+    Raises:
+        InputError: There is such a signature, or the key cannot sign.
+        VerifyError: It is no whole release.
+        HostError: It cannot be written.
+    """
+    path = folder / program.file
+    with _alone(folder):
+        if os.path.lexists(path):
+            raise InputError(f"{path} is there already, and signatures are never replaced")
+        _write(path, sign_with(program, key, read_content(folder, read_file(folder / SUMS, MOST_SUMS)).sums))
+    return path
 
 
 def _signed(folder: Path) -> str:
@@ -178,7 +197,7 @@ def check_release(folder: Path, trust: Trust | None) -> Checked:
         path = folder / name
         data, signers[name] = dsse.opened(read_file(path, dsse.MOST_ENVELOPE), trust, str(path))
         predicates[kind] = statements.require_statement(data, kind, content.images, str(path)).predicate
-    known = {*content.digests, SUMS, *ALL}
+    known = {*content.digests, SUMS, *ALL, *FILES}
     return Checked(
         content=content,
         signers=signers,

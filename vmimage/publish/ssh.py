@@ -34,9 +34,7 @@ MOST_SIGNERS = 4 << 20
 MOST_SAID = 64 << 10
 SHOWN_LINES = 4
 MAGIC = b"SSHSIG"
-ARMOR = re.compile(
-    rb"-----BEGIN SSH SIGNATURE-----\n((?:[A-Za-z0-9+/]+\n)*[A-Za-z0-9+/]+=*\n)-----END SSH SIGNATURE-----\n"
-)
+ARMOR = re.compile(rb"-----BEGIN SSH SIGNATURE-----\n((?:[A-Za-z0-9+/=]+\n)+)-----END SSH SIGNATURE-----\n")
 Sign = Callable[[bytes], bytes]
 """What returns the signature of some bytes."""
 NO_ANSWER = "Could not verify signature."
