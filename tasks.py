@@ -13,11 +13,12 @@ from dev.tasks import bench, fuzz, lint, lock, schema, test, update
 from vmimage.commands.chosen import options
 from vmimage.commands.look_tasks import diff, size
 from vmimage.commands.positionals import allow_missing_positionals, refuse_wrong_values
+from vmimage.commands.release_tasks import ACCELERATOR, JSON, MATRIX, sign, verify
 from vmimage.util.encoding import use_utf8
 
 # A task imports its command when it is called, so that `invoke --list` stays quick.
 
-__all__ = ["bench", "diff", "fuzz", "lint", "lock", "schema", "size", "test", "update"]
+__all__ = ["bench", "diff", "fuzz", "lint", "lock", "schema", "sign", "size", "test", "update", "verify"]
 
 use_utf8()
 allow_missing_positionals()
@@ -28,8 +29,6 @@ task = partial(invoke_task, auto_shortflags=False)
 
 MIRROR = "directory or URL with pinned files, which is tried first; may be given again"
 DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line; several are separated by semicolons"
-ACCELERATOR = "kvm or tcg (default: found out by running guest code)"
-JSON = "write JSON lines to standard output, for programs"
 IMAGE = "an image of images.yaml (default: the one that images.yaml names)"
 MACHINE = {
     "host": "address of the machine (default 127.0.0.1)",
@@ -37,7 +36,6 @@ MACHINE = {
     "ssh-key": "your private key (default: those that ssh finds)",
     "ssh-port": "port of ssh at that address (default 2222)",
 }
-MATRIX = "`full` boots each file in every machine of its format; `default` boots it once"
 
 
 @task(
@@ -54,6 +52,7 @@ MATRIX = "`full` boots each file in every machine of its format; `default` boots
         "keep-failed": "keep the disk of a machine that failed, with a script that starts it and lets you in",
         "recheck": "compare the bytes of every cached result that is used; make those that differ again",
         "all_": "build every image of images.yaml",
+        "sign": "your ssh key (or its .pub, if ssh-agent has it) that the release is signed with",
         "jobs": "with --all: number of images that are built at the same time (default 1)",
         "json": JSON,
     },
@@ -70,12 +69,13 @@ def build_image(
     recheck: bool = False,
     all_: bool = False,
     jobs: int = 1,
+    sign: str | None = None,
     json: bool = False,
 ) -> None:
     """Build, verify and release an image (all stages)."""
     from vmimage.commands.build import build, build_every
 
-    chosen = options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator)
+    chosen = options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator, sign=sign)
     chosen = replace(chosen, start=from_, keep_failed=keep_failed, recheck=recheck)
     if all_:
         build_every(image, chosen, jobs=jobs, matrix=matrix, json=json)
@@ -132,17 +132,6 @@ def bundle(
     from vmimage.commands.bundle import make_bundle
 
     make_bundle(image, options(mirrors=mirror or ()), Path(output).absolute(), json=json)
-
-
-@task(
-    positional=["file"],
-    help={"file": "an image file, of a release or not", "accelerator": ACCELERATOR, "matrix": MATRIX, "json": JSON},
-)
-def verify(_: Context, file: str, accelerator: str | None = None, matrix: str = "default", json: bool = False) -> None:
-    """Boot an image file and run the checks inside it."""
-    from vmimage.commands.verify_file import verify_and_tell
-
-    verify_and_tell(Path(file), options(accelerator=accelerator), matrix=matrix, json_lines=json)
 
 
 @task(name="list", help={"json": JSON})

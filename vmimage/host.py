@@ -24,7 +24,7 @@ os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH") or os.defpath, "/us
 VERSION_SECONDS = 20.0
 MOST_VERSION = 64 << 10
 # How a tool tells its version, where `--version` is not it.
-VERSION_ARGUMENTS = {"packer": ["version"], "mke2fs": ["-V"], "mkfs.vfat": ["--help"]}
+VERSION_ARGUMENTS = {"packer": ["version"], "mke2fs": ["-V"], "ssh": ["-V"], "mkfs.vfat": ["--help"]}
 
 
 @dataclass(frozen=True, kw_only=True)

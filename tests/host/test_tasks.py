@@ -27,7 +27,7 @@ TASKS = [
     "lock",
     "plan",
 ]
-TASKS += ["run", "schema", "seed", "share", "size", "test", "update", "verify"]
+TASKS += ["run", "schema", "seed", "share", "sign", "size", "test", "update", "verify"]
 
 
 @pytest.fixture
@@ -113,6 +113,14 @@ def test_plan_for_machines(here: Sandbox) -> None:
         (["diff", "images.yaml", "images.yaml"], 2, "images.yaml has no known format"),
         (["diff", "toolbox"], 1, "did not receive required positional arguments: 'b'"),
         (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
+        (["build-image", "toolbox", "--sign", "/none"], 2, "there is no key /none"),
+        (["build-image", "--all", "--sign", "/none"], 2, "there is no key /none"),
+        (["sign", "toolbox"], 2, "there is no key to sign with"),
+        (["sign", "toolbox", "/none"], 2, "holds no release latest of toolbox"),
+        (["sign", "toolbox", "--with", "gpg"], 2, "there is no key to sign with"),
+        (["verify", "toolbox", "--signature"], 2, "No file of allowed signers is named"),
+        (["verify", "toolbox/20200101-00000000", "--allowed-signers", "x"], 2, "holds no release 20200101-00000000"),
+        (["verify", "toolbox", "--allowed-signers", "~nobody-has-this-name/x"], 2, "there is no such user"),
         (["verify"], 1, "did not receive required positional arguments: 'file'"),
     ],
 )

@@ -87,3 +87,23 @@ def test_file_takes_the_place_of_a_link_and_not_of_what_it_leads_to(victim: Path
     with written_beside(target) as beside:
         beside.write_text("new")
     assert (victim.read_text(), target.read_text(), target.is_symlink()) == ("mine", "new", False)
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_file_that_is_written_once_replaces_nothing(
+    hard_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not hard_links:
+        monkeypatch.setattr("os.link", refused)
+    path, link = tmp_path / "file", tmp_path / "link"
+    with written_beside(path, once=True) as beside:
+        beside.write_text("first")
+    link.symlink_to(tmp_path / "none")
+    for taken in (path, link):
+        with pytest.raises(FileExistsError), written_beside(taken, once=True) as beside:
+            beside.write_text("second")
+    assert path.read_text() == "first"
+    assert {each.name for each in tmp_path.iterdir()} == {"file", "link"}

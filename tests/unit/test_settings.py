@@ -30,6 +30,17 @@ def test_environment_and_arguments_that_win() -> None:
     assert (chosen.debian_mirror, chosen.accelerator) == ("http://e", "kvm")
 
 
+def test_key_and_allowed_signers_are_files_from_here_on() -> None:
+    environment = {"VMIMAGE_SIGN": "k", "VMIMAGE_ALLOWED_SIGNERS": "/a"}
+    chosen = options(environment)
+    assert (chosen.sign, chosen.allowed_signers) == (Path("k").absolute(), Path("/a"))
+    # A build of all images starts others in another directory.
+    assert chosen.environment["VMIMAGE_SIGN"] == str(Path("k").absolute())
+    chosen = options(environment, sign="/l", allowed_signers="/b")
+    assert (chosen.sign, chosen.allowed_signers) == (Path("/l"), Path("/b"))
+    assert (options({"VMIMAGE_SIGN": ""}).sign, options({}).environment["VMIMAGE_SIGN"]) == (None, "")
+
+
 def test_cache_and_state_follow_xdg() -> None:
     assert options({"XDG_CACHE_HOME": "/x"}).cache == Path("/x/vmimage")
     assert options({"XDG_STATE_HOME": "/x"}).known_hosts == Path("/x/vmimage/known_hosts")

@@ -31,7 +31,7 @@ def require_nocloud(path: Path) -> None:
         ValueError: It is none, with the reason.
         OSError: It cannot be read.
     """
-    with open_regular(path) as file:
+    with open_regular(path, follow=True) as file:
         head = file.read((FIRST_DESCRIPTOR + MOST_DESCRIPTORS) * SECTOR)
         label, lists = _iso(head)
         label = label or _fat(head)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from vmimage import pipeline
 from vmimage.commands.build_all import build_all
 from vmimage.commands.session import session
+from vmimage.commands.sign import require_key, sign_built
 from vmimage.spec.load import load_spec
 from vmimage.util.errors import InputError
 from vmimage.util.settings import Options
@@ -22,7 +23,10 @@ def build(image: str | None, chosen: Options, *, matrix: str, json: bool) -> Non
     """
     with session(chosen, json_lines=json, log="build-image") as (console, store):
         chosen = replace(chosen, full_matrix=full_matrix(matrix))
+        require_key(chosen, console)
         done = pipeline.build_image(image, chosen, store, console)
+        if chosen.sign:
+            sign_built(done.path, chosen.sign, console)
         console.event("result", release=str(done.path), version=done.version, files=done.files)
         console.say(f"\nreleased: {done.path}\nstart it: invoke run {done.image}\nlog: {console.log_dir}/run.log")
 
@@ -33,6 +37,7 @@ def build_every(image: str | None, chosen: Options, *, jobs: int, matrix: str, j
         chosen = replace(chosen, full_matrix=full_matrix(matrix))
         if image or jobs < 1:
             raise InputError("--all goes with no image, and --jobs with 1 or more", hint="invoke build-image --all")
+        require_key(chosen, console)
         build_all(list(load_spec(chosen.spec).images), jobs, chosen.arguments, console, chosen.environment)
 
 

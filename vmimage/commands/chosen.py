@@ -17,11 +17,18 @@ def options(
     upstreams: Sequence[str] = (),
     debian_mirror: str | None = None,
     accelerator: str | None = None,
+    sign: str | None = None,
+    allowed_signers: str | None = None,
 ) -> settings.Options:
     """Join arguments and environment; leave with an exit code where these cannot be."""
     try:
         return settings.options(
-            mirrors=mirrors, upstreams=upstreams, debian_mirror=debian_mirror, accelerator=accelerator
+            mirrors=mirrors,
+            upstreams=upstreams,
+            debian_mirror=debian_mirror,
+            accelerator=accelerator,
+            sign=sign,
+            allowed_signers=allowed_signers,
         )
     except VmimageError as error:
         raise Exit(printable(f"\n{error.message}\n\n{error.hint}"), code=error.exit_code) from None

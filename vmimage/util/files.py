@@ -15,8 +15,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from vmimage.util.errors import HostError, InputError, VmimageError
 from vmimage.util.run import Confine, run
@@ -68,8 +68,8 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
-    """Open a regular file to read it: no device or pipe is waited for.
+def open_regular(path: Path, *, follow: bool = False) -> Iterator[BufferedReader]:
+    """Open a regular file to read: no device or pipe is waited for.
 
     Args:
         follow: It may be a symbolic link.
@@ -86,21 +86,18 @@ def open_regular(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
         if error.errno == errno.ENXIO:
             raise ValueError("no regular file") from None
         raise
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError("no regular file")
-        with open(handle, "rb", closefd=False) as file:
-            yield file
-    finally:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
+        raise ValueError("no regular file")
+    with os.fdopen(handle, "rb") as file:
+        yield file
 
 
 def read_regular(path: Path, most: int, *, follow: bool = False) -> bytes:
-    """Return what a regular file holds: no device or pipe is waited for.
+    """Return what a regular file holds, see `open_regular`.
 
     Args:
         most: Bytes that it may have.
-        follow: It may be a symbolic link.
 
     Raises:
         ValueError: It is another thing than a file, or larger.
@@ -171,11 +168,15 @@ def place(source: Path, to: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_beside(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+def written_beside(path: Path, *, mode: int = 0o644, once: bool = False) -> Iterator[Path]:
     """Yield an empty file beside `path`. At the end of the `with` block it replaces `path`, unless there was an error.
 
     Args:
         mode: Final mode; before that, only the owner may read the file.
+        once: It replaces nothing: what is at `path` then stays.
+
+    Raises:
+        FileExistsError: With `once`, something is there.
     """
     _sweep_beside(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.{BESIDE}", dir=path.parent)
@@ -187,10 +188,23 @@ def written_beside(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
         yield beside
         beside.chmod(mode)
         sync(beside)
-        beside.replace(path)
+        _take_place(beside, path) if once else beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _take_place(beside: Path, path: Path) -> None:
+    """Give a file its name, if nothing has this name."""
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without hard links.
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        beside.replace(path)
 
 
 def _sweep_beside(path: Path) -> None:

@@ -46,6 +46,8 @@ class Options:
         recheck: Compare the bytes of every cached result that is used.
         start: The stage or provision step from which on all is done again.
         keep_failed: Keep the disk of a machine that failed.
+        sign: The key of ssh that a release is signed with, see `publish/ssh.py`; unsigned without it.
+        allowed_signers: The file that says whose signatures count.
     """
 
     cache: Path
@@ -59,6 +61,8 @@ class Options:
     recheck: bool = False
     start: str = ""
     keep_failed: bool = False
+    sign: Path | None = None
+    allowed_signers: Path | None = None
     spec: Path = PROJECT / "images.yaml"
 
     @property
@@ -77,8 +81,9 @@ class Options:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The mirrors, as variables: all users of a host can read the arguments of its processes."""
-        return {"VMIMAGE_MIRROR": shlex.join(self.mirrors), "VMIMAGE_DEB_MIRROR": self.debian_mirror or ""}
+        """The mirrors, as variables: all users of a host can read the arguments of its processes. And the key."""
+        mirrors = {"VMIMAGE_MIRROR": shlex.join(self.mirrors), "VMIMAGE_DEB_MIRROR": self.debian_mirror or ""}
+        return {**mirrors, "VMIMAGE_SIGN": str(self.sign or "")}
 
 
 ENVIRONMENT = {
@@ -89,6 +94,8 @@ ENVIRONMENT = {
     "VMIMAGE_UPSTREAM": "OLD=NEW, separated by spaces: what begins with the URL OLD is looked up at NEW",
     "VMIMAGE_DEB_MIRROR": "URL of a Debian mirror, or `deb …` lines separated by semicolons",
     "VMIMAGE_ACCELERATOR": "kvm or tcg",
+    "VMIMAGE_SIGN": "the key of ssh that releases are signed with",
+    "VMIMAGE_ALLOWED_SIGNERS": "the file that says whose signatures count",
     "VMIMAGE_FETCH_SECONDS": "seconds that one location may take for a pinned file",
     "VMIMAGE_FETCH_RATE": "bytes a second that a location has to send at least",
 }
@@ -101,12 +108,19 @@ def options(
     upstreams: Sequence[str] = (),
     debian_mirror: str | None = None,
     accelerator: str | None = None,
+    sign: str | None = None,
+    allowed_signers: str | None = None,
 ) -> Options:
     """Join arguments and environment.
 
     Raises:
-        InputError: A folder names a home that is not known.
+        InputError: A path names a home that is not known.
     """
+
+    def file(given: str | None, name: str) -> Path | None:
+        path = given or environment.get(name)
+        return expanded(path, name).absolute() if path else None
+
     caches = _xdg(environment, "XDG_CACHE_HOME", ".cache")
     states = _xdg(environment, "XDG_STATE_HOME", ".local/state")
     return Options(
@@ -117,6 +131,8 @@ def options(
         upstreams=(*upstreams, *_words(environment.get("VMIMAGE_UPSTREAM", ""))),
         debian_mirror=debian_mirror or environment.get("VMIMAGE_DEB_MIRROR") or None,
         accelerator=accelerator or environment.get("VMIMAGE_ACCELERATOR") or None,
+        sign=file(sign, "VMIMAGE_SIGN"),
+        allowed_signers=file(allowed_signers, "VMIMAGE_ALLOWED_SIGNERS"),
     )
 
 
