@@ -16,7 +16,7 @@ from vmimage.util.errors import InputError
 
 # Those of one file share what is slow to make, so a file stays in one process.
 PARALLEL = ("--numprocesses=auto", "--dist=loadfile")
-FUZZ_TESTS = "tests/host/test_fuzz_formats.py"
+FUZZ_TESTS = ("tests/host/test_fuzz_formats.py", "tests/unit", "-m", "host or hypothesis")
 MOST_FUZZ_MINUTES = 24 * 60
 NO_TESTS = 5
 """pytest's exit status when it found no test to run."""
@@ -64,7 +64,7 @@ def run_tests(
 
 
 def run_fuzz(minutes: float) -> None:
-    """Try the readers of foreign files with mutated ones, others in every run.
+    """Try the readers of foreign files with mutated ones, others in every run, and what Hypothesis feeds in tests/unit.
 
     Raises:
         Exit: One was neither taken nor refused, with pytest's exit status; the mutation is shown.
@@ -72,7 +72,7 @@ def run_fuzz(minutes: float) -> None:
     with errors_shown(Console()):
         if not 0 < minutes < MOST_FUZZ_MINUTES:
             raise InputError(f"--minutes {minutes}: not so many", hint=f"up to {MOST_FUZZ_MINUTES}")
-    argv = [sys.executable, "-m", "pytest", FUZZ_TESTS]
+    argv = [sys.executable, "-m", "pytest", *FUZZ_TESTS]
     environment = {**os.environ, "VMIMAGE_FUZZ_MINUTES": str(minutes)}
     status = subprocess.run(argv, cwd=PROJECT, env=environment, check=False).returncode
     if status:

@@ -6,13 +6,15 @@ import functools
 import hashlib
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import paramiko
@@ -28,6 +30,34 @@ from vmimage.plan import Plan, make_plan
 from vmimage.spec.load import load_spec
 from vmimage.stages.stage import BuildContext
 from vmimage.util.console import Step
+
+
+def before_call(number: int, run: Callable[[], object], *then: Callable[[], object]) -> int:
+    """Run something; and before its call for files of that number, something else, as another process would do it.
+
+    Args:
+        then: What is done before that call, before the one after it, and so on.
+
+    Returns:
+        How many such calls there were until all was done.
+    """
+    made, left = 0, list(then)
+
+    def noted(_: FrameType, event: str, called: Any) -> None:
+        nonlocal made
+        if event == "c_call" and (called.__module__ in ("posix", "_io") or isinstance(called.__self__, os.DirEntry)):
+            made += 1
+            if made >= number:
+                sys.setprofile(None)
+                left.pop(0)()
+                sys.setprofile(noted if left else None)
+
+    sys.setprofile(noted)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return made
 
 
 def step_into(said: list[str]) -> Step:
@@ -103,12 +133,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@functools.cache
+def _rsa_key() -> paramiko.PKey:
+    return paramiko.RSAKey.generate(2048)
+
+
 def host_key(kind: str) -> paramiko.PKey:
-    """Make a key for an ssh server: ed25519, ecdsa or rsa."""
+    """Make a key for an ssh server: ed25519, ecdsa or rsa. Of rsa there is one, since it takes long to make."""
     if kind == "ecdsa":
         return paramiko.ECDSAKey.generate()
     if kind == "rsa":
-        return paramiko.RSAKey.generate(2048)
+        return _rsa_key()
     text = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
     return paramiko.Ed25519Key(file_obj=io.StringIO(text))
 

@@ -1,11 +1,24 @@
-"""What unit tests may not do: start a program, or reach another machine. Those that do are in tests/host."""
+"""What unit tests may not do: start a program, or reach another machine. Those that do are in tests/host.
+
+Hypothesis tries few examples; `invoke fuzz` tries many.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+FUZZ_MINUTES = float(os.environ.get("VMIMAGE_FUZZ_MINUTES", "0"))
+MOST_EXAMPLES = 10_000
+"""That a test tries within its time limit."""
+EXAMPLES = min(int(25 + 400 * FUZZ_MINUTES), MOST_EXAMPLES)
+settings.register_profile("unit", max_examples=EXAMPLES, deadline=None)
+# The tests of this folder are imported after this file.
+settings.load_profile("unit")
 
 STARTS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.system", "pty.spawn")
 _seen: list[str] | None = None

@@ -10,6 +10,7 @@ import io
 import lzma
 import os
 import signal
+import socket
 import ssl
 import tarfile
 import threading
@@ -47,10 +48,18 @@ WHOLE = OK + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(transfer, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(transfer, "RATE_SECONDS", 0.6)
     for name in ("http_proxy", "https_proxy", "all_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name.upper(), raising=False)
         monkeypatch.delenv(name, raising=False)
+
+
+RATE_SECONDS = {True: 0.4, False: 30.0}
+"""That are waited for a server that is slow, or for another: on a busy host, any may be slow for a moment."""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "RATE_SECONDS", RATE_SECONDS[True])
 
 
 def pinned(*urls: str, most_bytes: int | None = None, members: tuple[str, ...] = ()) -> PinnedFile:
@@ -97,8 +106,15 @@ ANSWERS: dict[str, Callable[[Hostile], bytes | Callable[..., None]]] = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_whatever_a_location_answers_the_next_one_is_tried(name: str, tmp_path: Path) -> None:
-    with hostile(lambda server: [ANSWERS[name](server)]) as bad, hostile(lambda _: [WHOLE]) as good:
+def test_whatever_a_location_answers_the_next_one_is_tried(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(connection: socket.socket) -> None:
+        monkeypatch.setattr(transfer, "RATE_SECONDS", 30.0)
+        connection.sendall(WHOLE)
+
+    monkeypatch.setattr(transfer, "RATE_SECONDS", RATE_SECONDS[name.endswith("byte by byte")])
+    with hostile(lambda server: [ANSWERS[name](server)]) as bad, hostile(lambda _: [serve]) as good:
         started = time.monotonic()
         assert got(pinned(f"{bad.url}/tool", f"{good.url}/tool", most_bytes=1 << 20), tmp_path) == BODY
         assert time.monotonic() - started < 5
@@ -107,7 +123,8 @@ def test_whatever_a_location_answers_the_next_one_is_tried(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_whatever_a_location_answers_it_is_told(name: str, tmp_path: Path) -> None:
+def test_whatever_a_location_answers_it_is_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "RATE_SECONDS", RATE_SECONDS[name.endswith("byte by byte")])
     with hostile(lambda server: [ANSWERS[name](server)]) as bad, pytest.raises(FetchError) as refused:
         got(pinned(f"{bad.url}/tool", most_bytes=1 << 20), tmp_path)
     assert bad.url in refused.value.message
@@ -124,6 +141,7 @@ def test_a_programs_own_limits_are_a_locations_failure_too(tmp_path: Path, monke
         got(pinned("http://127.0.0.1:9/tool"), tmp_path)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_slow_server_is_named_with_the_way_out(tmp_path: Path) -> None:
     with hostile(lambda s: [s.drip(OK + b"\r\n")]) as slow, pytest.raises(FetchError, match="VMIMAGE_FETCH_RATE"):
         got(pinned(slow.url), tmp_path)
@@ -228,6 +246,7 @@ def test_authority_of_a_company(variable: str, tmp_path: Path, monkeypatch: pyte
             download(url, tmp_path / "got", lambda *_: None)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_handshake_that_never_ends(tmp_path: Path) -> None:
     with hostile(lambda s: [s.drip(b"\x16\x03\x03\x40\x00")]) as slow:
         started = time.monotonic()
@@ -283,11 +302,11 @@ def test_ways_of_compression(way: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "tool"]
 
 
-ZEROS = bytes(8 << 20)
+ZEROS = bytes(2 << 20)
 ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "gz bomb": (lambda: gzip.compress(ZEROS), "more than 1024 KiB when decompressed|more than 1 MiB"),
     "bz2 bomb": (lambda: bz2.compress(ZEROS), "when decompressed"),
-    "xz bomb": (lambda: lzma.compress(ZEROS), "when decompressed"),
+    "xz bomb": (lambda: lzma.compress(ZEROS, preset=0), "when decompressed"),
     "xz with a large dictionary": (
         lambda: lzma.compress(TAR, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 32 << 20}]), "not a readable"),
     "cut bz2": (lambda: bz2.compress(TAR)[:-20], "not a readable archive"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools import host_key
@@ -82,7 +82,6 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None)
 @given(pieces=st.lists(PIECES, max_size=20), sizes=st.lists(st.integers(1, 400), min_size=1, max_size=20))
 def test_however_the_console_is_cut_into_reads(
     pieces: list[bytes], sizes: list[int], tmp_path_factory: pytest.TempPathFactory

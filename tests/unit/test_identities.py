@@ -12,7 +12,13 @@ import paramiko
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from tests.ssh_agent import ssh_agent
 from tests.ssh_server import ssh_server
@@ -26,7 +32,7 @@ HOST_KEY = host_key("ed25519")
 KINDS: dict[str, Callable[[], Any]] = {
     "ed25519": ed25519.Ed25519PrivateKey.generate,
     "ecdsa": lambda: ec.generate_private_key(ec.SECP256R1()),
-    "rsa": lambda: rsa.generate_private_key(65537, 2048),
+    "rsa": lambda: rsa.generate_private_key(65537, 1024),  # noqa: S505 - soon made
 }
 FORMS = {"openssh": PrivateFormat.OpenSSH, "pkcs8": PrivateFormat.PKCS8, "pem": PrivateFormat.TraditionalOpenSSL}
 SECURITY_KEY = paramiko.Message()
@@ -39,7 +45,11 @@ def written(path: Path, *, kind: str = "ed25519", form: str = "openssh", passphr
     """Write a private key; returns it."""
     made = KINDS[kind]()
     path.parent.mkdir(exist_ok=True, mode=0o700)
-    encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    encryption: KeySerializationEncryption = NoEncryption()
+    if passphrase and form == "openssh":
+        encryption = FORMS[form].encryption_builder().kdf_rounds(1).build(passphrase)
+    elif passphrase:
+        encryption = BestAvailableEncryption(passphrase)
     path.write_bytes(made.private_bytes(Encoding.PEM, FORMS[form], encryption))
     classes: dict[str, type[paramiko.PKey]] = {
         "ed25519": paramiko.Ed25519Key,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tools import host_key
@@ -140,7 +140,6 @@ def test_keys_of_every_kind_are_read_and_only_when_whole() -> None:
     assert parse_key("ssh-ed25519", ECDSA.get_base64()) is None
 
 
-@settings(deadline=None)
 @given(kind=st.sampled_from(KINDS), rest=st.binary(max_size=200))
 def test_no_bytes_are_a_traceback(kind: str, rest: bytes) -> None:
     for data in (rest, len(kind).to_bytes(4) + kind.encode() + rest):  # half of them say what they are

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ssh_server import ssh_server
@@ -122,7 +122,6 @@ def test_aliases_and_depth_are_refused_at_once() -> None:
     assert time.monotonic() - started < 5
 
 
-@settings(deadline=None)
 @given(text=st.text(alphabet=st.sampled_from("[]{}&*!<:-,'\"?|>% \nab\x00\x85\u2028é"), max_size=60))
 def test_no_text_is_a_traceback(text: str) -> None:
     for source in (text, machines(more=text), machines(user=text)):

@@ -45,7 +45,8 @@ def made(root: Path, names: list[str]) -> Path:
 def test_folder_with_other_things_is_refused_and_stays_as_it_is(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ours, "MARK_SECONDS", 0.2)
+    monkeypatch.setattr(ours, "MARK_SECONDS", 0.05)
+    monkeypatch.setattr(ours, "LOOK_SECONDS", 0.01)
     root = made(tmp_path / "disk", MINE[what])
     if what == "an empty mark":
         (root / ours.TAG).symlink_to(root / "empty")
@@ -199,7 +200,8 @@ def test_dist_of_an_earlier_version_is_adopted_with_what_it_left(tmp_path: Path)
 
 
 def test_mark_that_was_begun_by_a_killed_process_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "MARK_SECONDS", 0.2)
+    monkeypatch.setattr(ours, "MARK_SECONDS", 0.05)
+    monkeypatch.setattr(ours, "LOOK_SECONDS", 0.01)
     for name in ("new", "earlier", "users"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ours.TAG).touch()

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmimage import PROJECT
+from vmimage.spec import yaml_lines
 from vmimage.spec.yaml_lines import parse
 
 
@@ -79,6 +81,15 @@ def test_what_is_not_read_is_told_with_its_line(text: str, line: int, said: str)
     (problem,) = parse(text).problems
     assert problem.line == line
     assert problem.message.removeprefix("not YAML: ").startswith(said)
+
+
+@pytest.mark.parametrize(
+    "text", [(PROJECT / "images.yaml").read_text(), "a: [1,\nb: 2", "a: 1\n\tb: 2", "ä: 1\nb: \0", "a: é\r\nb: 'x\n y'"]
+)
+def test_both_parsers_say_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = parse(text)
+    monkeypatch.setattr(yaml_lines, "_LOADERS", [yaml_lines._Loader])
+    assert parse(text) == found
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import stat
-import threading
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -31,6 +31,8 @@ LIMIT_BYTES = 4 << 20
 NODES = 20_000
 # kubectl has the lock for much less.
 LOCK_SECONDS = 2.0
+LOOK_SECONDS = 0.05
+"""Between two looks whether it is free."""
 LOCK_BYTES = 256
 OURS = b"vmimage "
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -133,7 +135,7 @@ def _locked(lock: Path) -> Iterator[None]:
         while (handle := _taken(lock)) < 0:
             if time.monotonic() > end:
                 raise _held(lock)
-            time.sleep(0.05)
+            time.sleep(LOOK_SECONDS)
         yield
     except OSError as error:
         if handle >= 0:
@@ -177,9 +179,9 @@ def _made(lock: Path) -> int:
 def _own_lock(lock: Path) -> Iterator[tuple[Path, int]]:
     """Yield a file beside a lock that says whose it is and is held, and its descriptor; both end with the block."""
     _sweep_own_locks(lock)
-    # A thread of this process is another taker as well.
-    beside = lock.with_name(f".{lock.name}.{threading.get_native_id()}")
-    handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    # A name of its own: threads are takers too, and processes in two containers may have one number.
+    handle, name = tempfile.mkstemp(prefix=f".{lock.name}.", dir=lock.parent)
+    beside = Path(name)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(handle, OURS + b"%d\n" % os.getpid())
@@ -191,7 +193,7 @@ def _own_lock(lock: Path) -> Iterator[tuple[Path, int]]:
 
 def _sweep_own_locks(lock: Path) -> None:
     """Remove those of processes that were killed: each is locked before it says whose it is."""
-    form = re.compile(rf"{re.escape(f'.{lock.name}.')}[0-9]{{1,10}}")
+    form = re.compile(rf"{re.escape(f'.{lock.name}.')}(?:[0-9]{{1,10}}|[a-z0-9_]{{8}})")
     # A folder that cannot be listed can be written to all the same.
     with contextlib.suppress(OSError):
         for each in listed(lock.parent):

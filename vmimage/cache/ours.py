@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vmimage.util.errors import InputError
 from vmimage.util.files import is_begun_mark, listed, write_mark
+from vmimage.util.links import require_no_link_of_others
 
 TAG = "CACHEDIR.TAG"
 SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
@@ -16,6 +17,10 @@ SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 OWNER = "# A cache of vmimage: all of it can be removed, and is made again when it is needed."
 MARK_SECONDS = 2.0
 """Within which another process that just made the folder has marked it."""
+LOOK_SECONDS = 0.1
+"""Between two looks whether it has."""
+TRIES = 5
+"""So often is a folder made that another process removes at the same time."""
 
 _RUN = r"\d{8}-\d{6}-[a-z-]+-\d+"
 FORMS = {
@@ -60,16 +65,29 @@ def open_root(root: Path) -> None:
                 f"{root} is no cache of vmimage, and holds other things: {shown}",
                 hint="set VMIMAGE_CACHE to a folder that is new or empty, or to a cache of vmimage",
             )
-        time.sleep(0.1)
+        time.sleep(LOOK_SECONDS)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder of a cache, if it is not there."""
-    path.mkdir(exist_ok=True)
-    if path.name in PRIVATE:
-        # A cache of another user is as they want it.
-        with contextlib.suppress(PermissionError):
-            path.chmod(0o700)
+    """Make a folder of a cache, if it is not there.
+
+    Raises:
+        HostError: It is a link that another user made.
+        OSError: It cannot be made.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            path.mkdir(exist_ok=True)
+            require_no_link_of_others(path)
+            if path.name in PRIVATE:
+                # A cache of another user is as they want it.
+                with contextlib.suppress(PermissionError):
+                    path.chmod(0o700)
+            return
+        except (FileExistsError, FileNotFoundError):
+            # `invoke clean` removes folders that are empty: it was there, and is gone a moment later.
+            if not left:
+                raise
 
 
 def is_marked(root: Path) -> bool:

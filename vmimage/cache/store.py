@@ -62,7 +62,6 @@ class Store:
             open_root(root)
             for name in FOLDERS:
                 make_folder(root / name)
-                require_no_link_of_others(root / name)
         except OSError as error:
             raise HostError(
                 f"cannot write to the cache {root}: {error.strerror}", hint="set VMIMAGE_CACHE to another folder"

@@ -7,11 +7,18 @@ Source: https://yaml.org/spec/1.2.2/#103-core-schema
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import yaml
+from yaml.composer import Composer, ComposerError
+from yaml.constructor import SafeConstructor
+from yaml.parser import Parser, ParserError
+from yaml.reader import Reader, ReaderError
+from yaml.resolver import Resolver
+from yaml.scanner import Scanner, ScannerError
 
 MOST_CHARACTERS = 256 << 10
 MOST_VALUES = 5_000
@@ -49,20 +56,21 @@ class _RefusedError(yaml.MarkedYAMLError):
     """YAML, but of a kind that is not read here."""
 
 
-class _CoreSchemaLoader(yaml.SafeLoader):
-    """SafeLoader with the implicit types of YAML 1.2's core schema, and bounds.
+class _CoreSchema(Composer, SafeConstructor, Resolver):
+    """The safe loader's half behind the parser, with the implicit types of YAML 1.2's core schema, and bounds.
 
     Aliases are refused: a few lines of them become billions of values. So are tags, by which a text says that it is of
     another type. What is counted is refused while it is read, before it costs time.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
+    def __init__(self) -> None:
+        for part in (Composer, SafeConstructor, Resolver):
+            part.__init__(self)
         self._values = 0
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[attr-defined]  # of the parser
         self._values += 1
         self._depth += 1
         why = ""
@@ -81,16 +89,38 @@ class _CoreSchemaLoader(yaml.SafeLoader):
         return node
 
 
-_CoreSchemaLoader.yaml_implicit_resolvers = {}
+_CoreSchema.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in [
     ("bool", r"true|false|True|False|TRUE|FALSE", "tTfF"),
     ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
     ("float", r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)", "-+0123456789"),
     ("null", r"~|null|Null|NULL|", "~nN\0"),
 ]:
-    _CoreSchemaLoader.add_implicit_resolver(
+    _CoreSchema.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first]
     )
+
+
+class _Loader(_CoreSchema, Reader, Scanner, Parser):
+    def __init__(self, text: str) -> None:
+        Reader.__init__(self, text)
+        Scanner.__init__(self)
+        Parser.__init__(self)
+        _CoreSchema.__init__(self)
+
+
+_LOADERS: list[Callable[[str], _CoreSchema]] = [_Loader]
+
+# The parser in C, where it is there, is several times as fast.
+if yaml.__with_libyaml__:
+    from yaml.cyaml import CParser  # type: ignore[attr-defined]
+
+    class _FastLoader(_CoreSchema, CParser):
+        def __init__(self, text: str) -> None:
+            CParser.__init__(self, text)
+            _CoreSchema.__init__(self)
+
+    _LOADERS.insert(0, _FastLoader)
 
 
 def parse(text: str) -> Document:
@@ -100,8 +130,7 @@ def parse(text: str) -> Document:
         document.problems.append(Problem(line=1, path=(), message=f"more than {MOST_CHARACTERS >> 10} Ki characters"))
         return document
     try:
-        loader = _CoreSchemaLoader(text)
-        node = loader.get_single_node()
+        loader, node = _composed(text)
         if node is not None:
             document.data = _build(loader, node, (), document)
     except yaml.MarkedYAMLError as error:
@@ -110,7 +139,7 @@ def parse(text: str) -> Document:
         document.problems.append(
             Problem(line=mark.line + 1 if mark else 1, path=(), message=f"{kind}{error.problem or error.context}")
         )
-    except yaml.reader.ReaderError as error:
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         document.problems.append(Problem(line=line, path=(), message=f"not YAML: {error.reason}"))
     except (yaml.YAMLError, ValueError) as error:
@@ -118,7 +147,22 @@ def parse(text: str) -> Document:
     return document
 
 
-def _build(loader: yaml.SafeLoader, node: yaml.Node, path: YamlPath, document: Document) -> object:
+def _composed(text: str) -> tuple[_CoreSchema, yaml.Node | None]:
+    """Return the tree of a document, and the loader that makes values of its leaves.
+
+    Raises:
+        yaml.YAMLError, ValueError: It is not YAML, or refused.
+    """
+    for make in _LOADERS[:-1]:
+        # What is not YAML is read again: the parser in Python names what it met, and the line more exactly.
+        with contextlib.suppress(ScannerError, ParserError, ComposerError, ReaderError, ValueError):
+            loader = make(text)
+            return loader, loader.get_single_node()
+    loader = _LOADERS[-1](text)
+    return loader, loader.get_single_node()
+
+
+def _build(loader: _CoreSchema, node: yaml.Node, path: YamlPath, document: Document) -> object:
     document.lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         return _build_mapping(loader, node, path, document)
@@ -133,7 +177,7 @@ def _build(loader: yaml.SafeLoader, node: yaml.Node, path: YamlPath, document: D
 
 
 def _build_mapping(
-    loader: yaml.SafeLoader, node: yaml.MappingNode, path: YamlPath, document: Document
+    loader: _CoreSchema, node: yaml.MappingNode, path: YamlPath, document: Document
 ) -> dict[str, object]:
     mapping: dict[str, object] = {}
     for key_node, value_node in node.value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from collections.abc import Mapping
@@ -28,8 +29,14 @@ def render(template: Path, values: Mapping[str, object]) -> str:
     Raises:
         jinja2.UndefinedError: The template uses a name that `values` does not give.
     """
+    return _environment(template.parent).get_template(template.name).render(values)
+
+
+@functools.lru_cache(maxsize=8)
+def _environment(folder: Path) -> jinja2.Environment:
+    """Return what renders the templates of a folder: each is compiled once, and again when its file has changed."""
     environment = jinja2.Environment(  # noqa: S701 - what is rendered is HCL, shell and Markdown, not HTML
-        loader=jinja2.FileSystemLoader(template.parent),
+        loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -37,4 +44,4 @@ def render(template: Path, values: Mapping[str, object]) -> str:
     )
     environment.filters["hcl"] = hcl_string
     environment.filters["sh"] = shlex.quote
-    return environment.get_template(template.name).render(values)
+    return environment

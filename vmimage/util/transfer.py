@@ -150,6 +150,12 @@ class _WatchedAdapter(HTTPAdapter):
         return pool
 
 
+class _Session(requests.Session):
+    def resolve_redirects(self, *_: Any, **__: Any) -> Iterator[Any]:
+        """Lead nowhere: even when it is not to follow, requests would read the whole body of a redirect into memory."""
+        return iter(())
+
+
 def attempt(url: str, to: Path, watch: Watch, progress: Progress) -> str:
     """Get the rest of a file; returns why another attempt is worth it, or nothing when it is complete.
 
@@ -184,7 +190,7 @@ def attempt(url: str, to: Path, watch: Watch, progress: Progress) -> str:
 def _answer(url: str, headers: dict[str, str], watch: Watch) -> Iterator[requests.Response]:
     """Ask for a URL, and follow where the answers lead; their bodies are not read, as requests would do it."""
     auth = None
-    with requests.Session() as session:
+    with _Session() as session:
         session.mount("http://", _WatchedAdapter(watch))
         for _ in range(MOST_REDIRECTS):
             if url.lower().startswith("https:"):

@@ -28,6 +28,7 @@ from vmimage.vm import bounded
 ATTEMPT_SECONDS = 15.0
 DIAL_EVERY_SECONDS = 2.0
 LOOK_EVERY_SECONDS = 0.2
+RETRY_SECONDS = 0.5
 PATIENCE = 4
 
 # Paramiko logs a traceback for every attempt that a booting guest does not answer.
@@ -213,7 +214,7 @@ def wait_for_ssh(
                     return time.monotonic() - started
         except (TimeoutError, OSError, EOFError, paramiko.SSHException) as error:
             why = str(error) or type(error).__name__
-        time.sleep(0.5)
+        time.sleep(RETRY_SECONDS)
     if not alive():
         raise VerifyError("the machine stopped before it answered ssh")
     seconds = time.monotonic() - started
