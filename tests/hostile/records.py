@@ -16,6 +16,7 @@ from tests.unit.test_host_keys import line as told
 from tests.unit.test_known_hosts import NAME, line
 from vmimage.access.host_keys import Follower
 from vmimage.access.known_hosts import known_keys
+from vmimage.disk.dpkg import parse_status
 from vmimage.stages.release.dist import choose
 from vmimage.stages.verify.checks import Check, note_seconds, read_junit
 from vmimage.util.errors import VerifyError
@@ -168,9 +169,42 @@ def junit_files() -> Family:
     )  # fmt: skip
 
 
+def package_states() -> Family:
+    """dpkg's status in an image that somebody sent: names and versions that can be printed, or nothing."""
+    data = b"".join(
+        f"Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1.{at}-1\n\n".encode()
+        for at, name in enumerate(("dpkg", "bash", "coreutils"))
+    )
+
+    def read(path: Path, _: Path) -> object:
+        found = parse_status(path.read_bytes())
+        if not found or not "".join([*found, *found.values()]).isprintable():
+            raise VerifyError(f"it tells {found}")
+        return found
+
+    wrong = {"a control character": b"\x1b[2J", "another script": "\u202egnp".encode(), "an upward path": b"../x"}
+    return Family(
+        read=read,
+        good=good(data=data),
+        cases=(
+            *cuts(data),
+            *flips(data),
+            *mixed(data),
+            *(Case(name=f"name: {name}", data=data.replace(b"bash", text)) for name, text in wrong.items()),
+            *(Case(name=f"version: {name}", data=data.replace(b"1.1-1", text)) for name, text in wrong.items()),
+            Case(name="a version of two lines", data=data.replace(b"1.1-1", b"1\n 2")),
+            Case(name="a long name", data=data.replace(b"bash", b"x" * 100_000)),
+            Case(name="a package twice", data=data.replace(b"bash", b"dpkg")),
+        ),
+        codes=(6,),
+        either={"cut*": "whole entries before the end are good", "flipped*": WORDS, "garbage*": "no field: no entry"},
+    )
+
+
 RECORDS: dict[str, Callable[[Path], Family]] = {
     "manifests": manifests,
     "known_hosts": lambda base: known_hosts(),
     "consoles": lambda base: consoles(),
     "JUnit": lambda base: junit_files(),
+    "dpkg": lambda base: package_states(),
 }
