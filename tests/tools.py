@@ -22,7 +22,6 @@ import pycdlib
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from dev_env.tools import ask
 
 from vmimage import PROJECT
 from vmimage.cache.store import Store
@@ -200,11 +199,3 @@ def seed_texts(seed: Path) -> dict[str, str]:
             texts[name] = file.read().decode()
     iso.close()
     return texts
-
-
-def kubectl_items(kinds: str, *, namespace: str = "", selector: str = "") -> list[dict[str, Any]]:
-    """Return the objects of some kinds as the guest's kubectl lists them, of one namespace or of all."""
-    where = ["--namespace", namespace] if namespace else ["--all-namespaces"]
-    which = ["--selector", selector] if selector else []
-    found: list[dict[str, Any]] = ask(["kubectl", "get", kinds, *where, *which, "--output=json"])["items"]
-    return found

@@ -17,8 +17,7 @@ from dev_env import Failure, charts, files, names, record
 from dev_env.api import Api, Refused
 from dev_env.tools import run
 
-from tests.host.test_dev_env_cluster import SHARE, cluster, environment
-from tests.tools import kubectl_items
+from tests.host.test_dev_env_cluster import SHARE, cluster, environment, kubectl_items
 
 __all__ = ["cluster", "environment"]  # fixtures
 

@@ -19,13 +19,21 @@ from typing import Any
 import pytest
 from dev_env import Failure, api, charts, files, names, ready, state, tools
 from dev_env.api import Api, Refused
-from dev_env.tools import run
+from dev_env.tools import ask, run
 
 from tests.k3s_stand_in import NEWER, VERSION, build
-from tests.tools import free_port, kubectl_items, pinned_tools
+from tests.tools import free_port, pinned_tools
 from vmimage import PROJECT
 
 SHARE = PROJECT / "provision/files/60-environment/usr/local/share/dev-env"
+
+
+def kubectl_items(kinds: str, *, namespace: str = "", selector: str = "") -> list[dict[str, Any]]:
+    """Return the objects of some kinds as the guest's kubectl lists them, of one namespace or of all."""
+    where = ["--namespace", namespace] if namespace else ["--all-namespaces"]
+    which = ["--selector", selector] if selector else []
+    found: list[dict[str, Any]] = ask(["kubectl", "get", kinds, *where, *which, "--output=json"])["items"]
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,10 @@ from tests.tools import released
 from vmimage import PROJECT
 from vmimage.commands import kept_disk
 from vmimage.commands.kept_disk import find_base, folder_of, make_kept, require_base
-from vmimage.commands.run_image import further_ports, run_image, take_overlay
+from vmimage.commands.run_image import run_image, take_overlay
 from vmimage.stages.release.dist import Release, choose, remove_releases
 from vmimage.util.errors import HostError, InputError, VerifyError
 from vmimage.util.files import sha256_file
-from vmimage.util.ports import ranges
 from vmimage.util.run import run
 from vmimage.util.settings import options
 
@@ -338,15 +337,3 @@ def test_disk_on_another_release_than_was_named(
             seed=None,
         )  # fmt: skip
     assert refused.value.code == 2  # type: ignore[attr-defined]
-
-
-def test_ports_that_are_in_use_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmimage.commands.run_image.is_taken", lambda port: port in (31003, 31004, 31009))
-    free, skipped = further_ports("31000-31010", {"ssh": 31006, "kubernetes": 16443})
-    assert ranges(free) == "31000-31002, 31005, 31007-31008, 31010"
-    assert ranges(skipped) == "31003-31004, 31006, 31009"
-    assert further_ports("6443-6443", {"kubernetes": 16443}) == ([], [6443]), "the guest's port leads elsewhere already"
-    free, skipped = further_ports("20000-29999", {})
-    assert len(free) == 512
-    assert ranges(skipped) == "20512-29999"
-    assert further_ports(None, {}) == ([], [])

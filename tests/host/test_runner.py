@@ -10,10 +10,11 @@ import pytest
 from tests.tools import free_port, host_key, released
 from vmimage.access.known_hosts import host_name, known_keys, record
 from vmimage.cache.store import Store
-from vmimage.commands.run_image import run_release
+from vmimage.commands.run_image import further_ports, run_release
 from vmimage.stages.release.dist import Release, choose
 from vmimage.util.console import Console
 from vmimage.util.errors import HostError, VerifyError
+from vmimage.util.ports import ranges
 from vmimage.util.run import run
 from vmimage.util.settings import Options, options
 from vmimage.vm.forwards import FORWARDS
@@ -142,3 +143,15 @@ def test_file_that_is_not_the_released_one_is_not_started(tmp_path: Path) -> Non
         with pytest.raises(VerifyError, match="is not what its manifest says"):
             start(chosen, ports, release, disk)
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "dist"}, "nothing half-made stays"
+
+
+def test_ports_that_are_in_use_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmimage.commands.run_image.is_taken", lambda port: port in (31003, 31004, 31009))
+    free, skipped = further_ports("31000-31010", {"ssh": 31006, "kubernetes": 16443})
+    assert ranges(free) == "31000-31002, 31005, 31007-31008, 31010"
+    assert ranges(skipped) == "31003-31004, 31006, 31009"
+    assert further_ports("6443-6443", {"kubernetes": 16443}) == ([], [6443]), "the guest's port leads elsewhere already"
+    free, skipped = further_ports("20000-29999", {})
+    assert len(free) == 512
+    assert ranges(skipped) == "20512-29999"
+    assert further_ports(None, {}) == ([], [])
