@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from invoke.context import Context
-from invoke.tasks import task as invoke_task
 
-from dev.tasks import bench, fuzz, lint, lock, schema, test, update
+from dev.tasks import bench, fuzz, lint, lock, schema, test
 from vmimage.commands.chosen import options
 from vmimage.commands.look_tasks import diff, size
 from vmimage.commands.positionals import allow_missing_positionals, refuse_wrong_values
-from vmimage.commands.release_tasks import ACCELERATOR, JSON, MATRIX, sign, verify
+from vmimage.commands.release_tasks import sign, verify
+from vmimage.commands.task import ACCELERATOR, IMAGE, JSON, MATRIX, task
 from vmimage.util.encoding import use_utf8
 
 # A task imports its command when it is called, so that `invoke --list` stays quick.
 
-__all__ = ["bench", "diff", "fuzz", "lint", "lock", "schema", "sign", "size", "test", "update", "verify"]
+__all__ = ["bench", "diff", "fuzz", "lint", "lock", "schema", "sign", "size", "test", "verify"]
 
 use_utf8()
 allow_missing_positionals()
 refuse_wrong_values()
 
-# Invoke would give short flags to whichever letters are free: `-h` would be `--ssh-port`.
-task = partial(invoke_task, auto_shortflags=False)
-
 MIRROR = "directory or URL with pinned files, which is tried first; may be given again"
 DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line; several are separated by semicolons"
-IMAGE = "an image of images.yaml (default: the one that images.yaml names)"
 MACHINE = {
     "host": "address of the machine (default 127.0.0.1)",
     "host-key": "fingerprint of the machine's host key (SHA256:…), if the key is unknown or has changed",
@@ -316,3 +311,28 @@ def kubeconfig(
         remove_context(context, where, options(), kubeconfig=kubeconfig, force=force)
     else:
         add_context(context, where, options(), kubeconfig=kubeconfig, use=use, show=show, force=force)
+
+
+@task(
+    positional=["pin"],
+    iterable=["pin", "upstream", "mirror"],
+    help={
+        "pin": "a pin of images.yaml, or PIN=VERSION for this version; several may be given (default: all)",
+        "check": "change nothing; exit with 7 if there are newer versions",
+        "upstream": "OLD=NEW: look up at NEW what begins with the URL OLD; may be given again",
+        "mirror": "directory or URL with pinned files, which is tried first for archives; may be given again",
+        "json": JSON,
+    },
+)
+def update(
+    _: Context,
+    pin: list[str] | None = None,
+    check: bool = False,
+    upstream: list[str] | None = None,
+    mirror: list[str] | None = None,
+    json: bool = False,
+) -> None:
+    """Pin newer k3s, kubectl and helm in images.yaml."""
+    from vmimage.commands.update.command import update_pins
+
+    update_pins(pin or [], options(upstreams=upstream or (), mirrors=mirror or ()), check=check, json=json)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from invoke.context import Context
-from invoke.tasks import task as invoke_task
 
 from vmimage.commands.chosen import options
-
-task = partial(invoke_task, auto_shortflags=False)
-JSON = "write JSON lines to standard output, for programs"
+from vmimage.commands.task import JSON, task
 
 
 @task(
@@ -79,31 +75,6 @@ def schema(_: Context) -> None:
     from dev.lint import write_schema
 
     write_schema()
-
-
-@task(
-    positional=["pin"],
-    iterable=["pin", "upstream", "mirror"],
-    help={
-        "pin": "a pin of images.yaml, or PIN=VERSION for this version; several may be given (default: all)",
-        "check": "change nothing; exit with 7 if there are newer versions",
-        "upstream": "OLD=NEW: look up at NEW what begins with the URL OLD; may be given again",
-        "mirror": "directory or URL with pinned files, which is tried first for archives; may be given again",
-        "json": JSON,
-    },
-)
-def update(
-    _: Context,
-    pin: list[str] | None = None,
-    check: bool = False,
-    upstream: list[str] | None = None,
-    mirror: list[str] | None = None,
-    json: bool = False,
-) -> None:
-    """Pin newer k3s, kubectl and helm in images.yaml."""
-    from vmimage.commands.update.command import update_pins
-
-    update_pins(pin or [], options(upstreams=upstream or (), mirrors=mirror or ()), check=check, json=json)
 
 
 @task()

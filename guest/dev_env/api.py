@@ -130,9 +130,14 @@ class Api:
         self.request("POST", f"{self._folder(wanted)}?fieldManager={OURS}", wanted)
 
     def apply(self, wanted: dict[str, Any]) -> None:
-        """Make an object as it is wanted, whoever changed it before."""
-        query = f"?fieldManager={OURS}&force=true"
-        self.request("PATCH", self._path(wanted) + query, wanted, "application/apply-patch+yaml")
+        """Make an object as it is wanted, whoever changed it before.
+
+        Raises:
+            Refused: The cluster refuses, or has no such namespace.
+        """
+        path = f"{self._path(wanted)}?fieldManager={OURS}&force=true"
+        if self.request("PATCH", path, wanted, "application/apply-patch+yaml") is None:
+            raise Refused(f"PATCH {path}: there is no such namespace")
 
     def replace(self, wanted: dict[str, Any]) -> None:
         """Change an object that was read; it holds the version that was read.

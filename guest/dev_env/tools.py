@@ -159,8 +159,9 @@ class _Taken:
 
     def text(self) -> str:
         """Return what is kept, after the process has ended."""
-        # All that was written before is taken; a child that it left behind may hold the pipe open.
-        while self._thread.is_alive() and select.select([self._pipe], [], [], 0)[0]:
+        # All that was written before is taken; a child that it left behind may hold the pipe open, and write on.
+        end = time.monotonic() + END_SECONDS
+        while self._thread.is_alive() and time.monotonic() < end and select.select([self._pipe], [], [], 0)[0]:
             self._thread.join(timeout=0.05)
         self._thread.join(timeout=1.0)
         return bytes(self._kept).decode(errors="replace")

@@ -62,6 +62,17 @@ def test_child_that_holds_the_pipe_does_not_hold_us(programs: Path) -> None:
     os.kill(child, 9)
 
 
+def test_child_that_writes_on_does_not_hold_us(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As of a child that writes as fast as it is read: whenever one looks, there is more.
+    monkeypatch.setattr("select.select", lambda readable, *_: (readable, [], []))
+    monkeypatch.setattr(tools, "END_SECONDS", 0.2)
+    program(programs, "leaves", "sleep 20 & echo $!")
+    begun = time.monotonic()
+    child = int(tools.run(["leaves"]))
+    assert time.monotonic() - begun < 10
+    os.kill(child, 9)
+
+
 def test_what_cannot_be_started_is_told(programs: Path) -> None:
     (programs / "garbage").write_bytes(b"\x7fELF garbage")
     (programs / "garbage").chmod(0o755)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from invoke.context import Context
-from invoke.tasks import task as invoke_task
 
 from vmimage.commands.chosen import options
-
-task = partial(invoke_task, auto_shortflags=False)
-JSON = "write JSON lines to standard output, for programs"
+from vmimage.commands.task import IMAGE, JSON, task
 
 
 @task(
     positional=["image"],
     optional=["image"],
     help={
-        "image": "an image of images.yaml (default: the one that images.yaml names)",
+        "image": IMAGE,
         "version": "a version in dist/ (default: the latest, or the baked disk if nothing is released)",
         "output": "also draw a picture: an SVG file to write",
         "json": JSON,

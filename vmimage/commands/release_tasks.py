@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from invoke.context import Context
-from invoke.tasks import task as invoke_task
 
 from vmimage.commands.chosen import options
-
-task = partial(invoke_task, auto_shortflags=False)
-
-ACCELERATOR = "kvm or tcg (default: found out by running guest code)"
-JSON = "write JSON lines to standard output, for programs"
-MATRIX = "`full` boots each file in every machine of its format; `default` boots it once"
+from vmimage.commands.task import ACCELERATOR, JSON, MATRIX, task
 
 
 @task(

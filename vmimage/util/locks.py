@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -53,13 +53,19 @@ def lock_file(path: Path, how: int) -> IO[str] | None:
 
 
 @contextlib.contextmanager
-def locked_alone(path: Path) -> Iterator[bool]:
+def locked_alone(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold a file that is a lock, made at the start and removed at the end; yields False if another process has it.
+
+    Args:
+        on_wait: Called once if another process has it, before its end is waited for. Without it, nothing is waited for.
 
     Raises:
         HostError: Something else lies there (a link, say), or the file system has no locks.
     """
     file = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not file and on_wait:
+        on_wait()
+        file = lock_file(path, fcntl.LOCK_EX)
     if not file:
         yield False
         return

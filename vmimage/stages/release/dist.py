@@ -6,7 +6,6 @@ The folder appears whole, by one rename; `latest` moves by another.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import uuid
@@ -22,7 +21,7 @@ from vmimage.stages.release.version import LATEST, is_left, is_of_key, is_versio
 from vmimage.util.console import Console
 from vmimage.util.errors import BuildError, InputError, VerifyError
 from vmimage.util.files import listed, remove_tree, sha256_file, sync, sync_tree
-from vmimage.util.locks import lock_file
+from vmimage.util.locks import locked_alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,18 +266,8 @@ def publishing(image_folder: Path, *, on_wait: Callable[[], None] | None = None)
             hint="move it elsewhere, or set VMIMAGE_DIST to another folder",
         )
     image_folder.mkdir(parents=True, exist_ok=True)
-    file = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if not file and on_wait:
-        on_wait()
-        file = lock_file(path, fcntl.LOCK_EX)
-    if not file:
-        yield False
-        return
-    with file:
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
+    with locked_alone(path, on_wait) as alone:
+        yield alone
 
 
 def sweep(dist: Path) -> None:

@@ -1,0 +1,15 @@
+"""What the modules with Invoke's tasks share: how a task is made, and the help of options that several have."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from invoke.tasks import task as invoke_task
+
+# Invoke would give short flags to whichever letters are free: `-h` would be `--ssh-port`.
+task = partial(invoke_task, auto_shortflags=False)
+
+ACCELERATOR = "kvm or tcg (default: found out by running guest code)"
+IMAGE = "an image of images.yaml (default: the one that images.yaml names)"
+JSON = "write JSON lines to standard output, for programs"
+MATRIX = "`full` boots each file in every machine of its format; `default` boots it once"
