@@ -50,6 +50,7 @@ class PinnedFile:
     Attributes:
         sha256: Of what is fetched and kept: the file, or the archive that it comes in.
         members: The way to the file in that archive; none if it is the file itself.
+        purl, license: For the SBOM: what databases call it, without a version, and its licences.
     """
 
     name: str
@@ -59,6 +60,8 @@ class PinnedFile:
     sources: tuple[Source, ...]
     most_bytes: int | None = None
     members: tuple[str, ...] = ()
+    purl: str = ""
+    license: str = ""
 
     @property
     def facts(self) -> PinFacts:
@@ -248,6 +251,8 @@ def pinned_file(name: str, pin: Pin, arch: Arch, mirrors: Sequence[str], project
         sources=tuple(dict.fromkeys(sources)),
         most_bytes=pin.bytes,
         members=members,
+        purl=pin.purl or "",
+        license=pin.license or "",
     )
 
 

@@ -89,6 +89,20 @@ def test_release_says_how_it_was_made_and_proven(release: Path) -> None:
     assert sums.returncode == 0
 
 
+def test_release_lists_the_software_in_the_image(release: Path) -> None:
+    manifest = json.loads((release / "manifest.json").read_text())
+    names = {end: file["name"] for end, file in manifest["sboms"].items()}
+    bom, spdx = (json.loads((release / names[end]).read_text()) for end in (".cdx.json", ".spdx.json"))
+    purls = {each["purl"] for each in bom["components"]}
+    debian = {f"{name}@{version}" for name, version in manifest["packages"].items()}
+    listed = {purl.partition("?")[0].removeprefix("pkg:deb/debian/") for purl in purls if "arch=source" not in purl}
+    assert {urllib.parse.unquote(each) for each in listed} >= debian
+    assert f"pkg:golang/helm.sh/helm/v4@{PINS['helm'].version}" in purls
+    assert len(spdx["packages"]) == len(bom["components"]) + 1, "and the image itself"
+    (sshfs,) = [each for each in bom["components"] if each["purl"].startswith("pkg:deb/debian/sshfs-fuse@")]
+    assert sshfs["licenses"], "of the source package"
+
+
 def test_second_build_repeats_nothing(release: Path, sandbox: Sandbox) -> None:
     done = sandbox.invoke("build-image", "toolbox", "--json", timeout=120)
     assert done.returncode == 0

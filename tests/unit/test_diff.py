@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.tools import released
-from vmimage.commands.diff.compare import FileChange, file_changes, version_changes
+from vmimage.commands.diff.compare import FileChange, file_changes
 from vmimage.commands.diff.subject import find_subject
-from vmimage.commands.diff.tables import Section, as_markdown, as_text, code, file_row, version_section
+from vmimage.commands.diff.tables import Section, as_markdown, as_text, file_row, version_section
 from vmimage.disk.dpkg import MOST_CHANGELOG_BYTES, UNKNOWN, highest_urgency, parse_status, urgency
 from vmimage.disk.ext4 import Node, Run, Tree
+from vmimage.stages.release.changes import version_changes
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError, VerifyError
+from vmimage.util.markdown import code
 
 VERSION = "20261127-01234567"
 ENTRY = """tool ({}) unstable; urgency={}

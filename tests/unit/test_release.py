@@ -24,7 +24,7 @@ from vmimage.stages.release.dist import (
     releases,
     sweep,
 )
-from vmimage.stages.release.manifest import verdict_of
+from vmimage.stages.release.manifest import Manifest, PinFacts, verdict_of
 from vmimage.stages.release.version import free_version, version_of
 from vmimage.util.errors import BuildError, InputError, VerifyError
 
@@ -48,7 +48,9 @@ def export(tmp_path: Path) -> Path:
     return folder
 
 
-def make(export: Path, dist: Path, *, verdict: object = None, today: date = DAY) -> Release:
+def make(
+    export: Path, dist: Path, *, verdict: object = None, today: date = DAY, before: Manifest | None = None
+) -> Release:
     manifest = {
         "summary": "s", "suite": "trixie", "arch": "amd64", "released": "now",
         "machine": {"cpus": 2, "memory": "2 GiB"},
@@ -70,6 +72,8 @@ def make(export: Path, dist: Path, *, verdict: object = None, today: date = DAY)
             files=files,
             verdict=verdict or VERDICT,  # type: ignore[arg-type]
             manifest=manifest,
+            sboms={".cdx.json": "{}", ".spdx.json": "{}"},
+            before=before,
         ),
     )
 
@@ -78,15 +82,35 @@ def test_release_is_whole(export: Path, tmp_path: Path) -> None:
     done = make(export, tmp_path / "dist")
     assert done.path.name == f"20261123-{KEY[:8]}"
     names = {path.name for path in done.path.iterdir()}
-    assert names == {f"toolbox-{done.version}-amd64.qcow2", "manifest.json", "README.md", "SHA256SUMS"}
+    named = {f"toolbox-{done.version}-amd64{end}" for end in (".qcow2", ".cdx.json", ".spdx.json")}
+    assert names == {*named, "manifest.json", "README.md", "SHA256SUMS"}
     assert json.loads((done.path / "manifest.json").read_text())["files"]["qcow2"]["sha256"] == DIGEST
     summed = names - {"SHA256SUMS"}
     sums = [f"{hashlib.sha256((done.path / name).read_bytes()).hexdigest()}  {name}" for name in sorted(summed)]
     assert (done.path / "SHA256SUMS").read_text().splitlines() == sums
     assert (tmp_path / "dist/toolbox/latest").resolve() == done.path
     readme = (done.path / "README.md").read_text()
-    assert done.file("qcow2").name in readme
+    assert all(name in readme for name in named)
     assert DIGEST in readme
+    assert "What changed" not in readme
+
+
+def test_release_tells_what_changed_since_the_one_before(export: Path, tmp_path: Path) -> None:
+    first = make(export, tmp_path / "dist").manifest
+    pins = {"kubectl": PinFacts(version="v0"), "helm": PinFacts(version="v4")}
+    packages = {"sshfs": "3.7", "odd": "1 | <b>"}
+    before = first.model_copy(update={"pins": pins, "packages": packages})
+    readme = (make(export, tmp_path / "later", before=before).path / "README.md").read_text()
+    section = readme.partition(f"## What changed since {first.version}\n\n")[2].partition("\n\n")[0]
+    assert section.splitlines() == [
+        "| | was | is |",
+        "|---|---|---|",
+        "| `helm` | `v4` | - |",
+        "| `kubectl` | `v0` | `v1` |",
+        r"| `odd` | `1 \x7c <b>` | - |",
+    ]
+    same = (make(export, tmp_path / "same", before=first).path / "README.md").read_text()
+    assert "The same versions of everything." in same
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ MANIFEST: dict[str, Any] = {
     "packages": {"sshfs": "3.7.3-1.1+b1", "base-files": "1:13~rc1"},
     "tools": {"packer": "1.6.6"},
     "host": {"cpus": 2},
-    "inputs": {"base": {"edition": 3, "files": {"provision/base.sh": SHA}},
+    "inputs": {"base": {"edition": 3, "files": {"provision/base.sh": f"x {SHA}"}},
                "bake": {"layers": [{"files": {"provision/20-tool.sh": "cd" * 32}}]}},
     "verdict": {"passed": True, "accelerator": "tcg", "started": "then", "checks": [{"name": "disk"}]},
 }  # fmt: skip

@@ -24,7 +24,8 @@ TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 BUILD_TYPE = "urn:x-vmimage:build-image:1"
 BUILDER = "urn:x-vmimage:own-host"
 """Whoever has the key builds where they want: nothing but the signature vouches for the builder."""
-SHA256 = re.compile(r"[0-9a-f]{64}")
+FILE = re.compile(r"(?:[x-] )?([0-9a-f]{64})")
+"""How the inputs of a stage tell a file: whether it is executable, and its SHA-256."""
 MOST_SUBJECTS = 1000
 
 Text = Annotated[str, StringConstraints(max_length=1000)]
@@ -127,8 +128,9 @@ def _digests(inputs: object) -> Iterator[tuple[str, str]]:
     """Yield (path, SHA-256) of the files of the project that the inputs of a stage name, wherever they stand."""
     if isinstance(inputs, Mapping):
         for name, value in inputs.items():
-            if isinstance(value, str) and SHA256.fullmatch(value) and "/" in name:
-                yield name, value
+            digest = FILE.fullmatch(value) if isinstance(value, str) and "/" in name else None
+            if digest:
+                yield name, digest[1]
             else:
                 yield from _digests(value)
     elif isinstance(inputs, list):

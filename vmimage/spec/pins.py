@@ -6,15 +6,25 @@ import string
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from vmimage.spec.texts import Name, Shown, Text
 from vmimage.util.model import Model
+
+
+def _purl(text: str) -> str:
+    # Few commands read a purl, and all read images.yaml.
+    from packageurl import PackageURL
+
+    PackageURL.from_string(text)
+    return text
+
 
 Arch = Literal["amd64", "arm64"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~_-]*$")]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2000), Shown]
+Purl = Annotated[str, StringConstraints(pattern=r"^pkg:[^\s@?#]+$", max_length=200), AfterValidator(_purl)]
 Distribution = Annotated[
     str,
     # As PEP 508 names it: what begins with a hyphen would be an option of pip.
@@ -123,6 +133,10 @@ class Pin(Model):
     )
     locations: tuple[Location, ...] = Field(strict=False, min_length=1)
     upstream: Upstream | None = Field(None, description="where `invoke update` looks for newer versions")
+    purl: Purl | None = Field(
+        None, description="what databases of vulnerabilities call it, a package URL without a version: for the SBOM"
+    )
+    license: Text | None = Field(None, description="its licences, as an SPDX expression: for the SBOM")
 
     @property
     def arches(self) -> tuple[Arch, ...]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import jinja2
 
+from vmimage.util.markdown import code
+
 
 def hcl_string(value: str) -> str:
     """Quote a string for HCL2 so that Packer reads exactly these characters.
@@ -24,7 +26,7 @@ def hcl_string(value: str) -> str:
 def render(template: Path, values: Mapping[str, object]) -> str:
     """Render a template file.
 
-    Filters: `hcl` (an HCL string), `sh` (a shell word), and Jinja2's own.
+    Filters: `hcl` (an HCL string), `sh` (a shell word), `code` (Markdown's code in a table), and Jinja2's own.
 
     Raises:
         jinja2.UndefinedError: The template uses a name that `values` does not give.
@@ -44,4 +46,5 @@ def _environment(folder: Path) -> jinja2.Environment:
     )
     environment.filters["hcl"] = hcl_string
     environment.filters["sh"] = shlex.quote
+    environment.filters["code"] = code
     return environment

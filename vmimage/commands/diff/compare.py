@@ -1,13 +1,13 @@
-"""What differs between two images: files, packages, pins, sizes. Pure, but for the bytes of files."""
+"""Which files differ between two images. Pure, but for their bytes."""
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from vmimage.disk.dpkg import newer
 from vmimage.disk.ext4 import Node
+from vmimage.stages.release.changes import change_of
 
 KINDS = {
     stat.S_IFREG: "file",
@@ -50,51 +50,6 @@ class FileChange:
         """Names of the facts that differ; all of them where one side is None."""
         old, new = (asdict(side) if side else {} for side in (self.before, self.after))
         return tuple(key for key in old | new if old.get(key) != new.get(key))
-
-
-@dataclass(frozen=True, kw_only=True)
-class VersionChange:
-    """A package or pin whose version is not the same in both images; empty where it is not at all.
-
-    Attributes:
-        urgency: Of a package that is in both.
-    """
-
-    name: str
-    before: str
-    after: str
-    urgency: str = ""
-
-    @property
-    def change(self) -> str:
-        """In a word."""
-        if self.urgency:
-            return "upgraded" if newer(self.after, self.before) else "downgraded"
-        return change_of(self.before or None, self.after or None)
-
-
-def change_of(before: object, after: object) -> str:
-    """Return what happened to something that is in one image, or in both."""
-    return "added" if before is None else "removed" if after is None else "changed"
-
-
-def version_changes(
-    before: Mapping[str, str],
-    after: Mapping[str, str],
-    urgency: Callable[[str, str, str], str] = lambda *_: "",
-) -> list[VersionChange]:
-    """Return what has another version, or is in one of them only, in order of names.
-
-    Args:
-        urgency: Takes name, older and newer version of what was upgraded.
-    """
-    changes = []
-    for name in sorted(before.keys() | after.keys()):
-        old, new = before.get(name, ""), after.get(name, "")
-        if old != new:
-            said = urgency(name, old, new) if old and new else ""
-            changes.append(VersionChange(name=name, before=old, after=new, urgency=said))
-    return changes
 
 
 Sha256 = Callable[[Node], str]

@@ -10,7 +10,7 @@ from pathlib import Path
 from invoke.exceptions import Exit
 
 from vmimage import host
-from vmimage.commands.diff.compare import VersionChange, file_changes, version_changes
+from vmimage.commands.diff.compare import file_changes
 from vmimage.commands.diff.contents import Contents, content_sha256, read_contents
 from vmimage.commands.diff.deep import deep_report, require_diffoscope
 from vmimage.commands.diff.subject import Subject, find_subject
@@ -18,6 +18,7 @@ from vmimage.commands.diff.tables import DIGEST, Row, Section, as_markdown, as_t
 from vmimage.commands.session import session
 from vmimage.disk.dpkg import urgency
 from vmimage.disk.ext4 import Node
+from vmimage.stages.release.changes import VersionChange, version_changes
 from vmimage.util.console import Console, Step
 from vmimage.util.errors import InputError
 from vmimage.util.settings import Options

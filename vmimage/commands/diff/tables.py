@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vmimage.commands.diff.compare import FileChange, FileFacts, VersionChange
-from vmimage.util.printable import printable
+from vmimage.commands.diff.compare import FileChange, FileFacts
+from vmimage.stages.release.changes import VersionChange
+from vmimage.util.markdown import code, one_line
 
 Row = tuple[str, ...]
 DIGEST = 12
@@ -84,7 +84,7 @@ def as_text(sections: Sequence[Section]) -> Iterator[str]:
             yield f"  {section.none}"
             continue
         # A cell is a line, whatever stands in it.
-        table = [[_line(cell) for cell in row] for row in (section.columns, *section.rows)]
+        table = [[one_line(cell) for cell in row] for row in (section.columns, *section.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for row in table:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -109,18 +109,3 @@ def as_markdown(sections: Sequence[Section]) -> Iterator[str]:
             yield ""
             yield f"and {section.left_out} more: `--limit 0` shows all"
         yield ""
-
-
-def code(text: str) -> str:
-    """Return a text as Markdown's code for the cell of a table."""
-    if not text or text == "-":
-        return text
-    # Some readers divide a row at each bar, also in code and behind a backslash.
-    text = _line(text).replace("|", "\\x7c")
-    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
-    edge = " " if text.startswith("`") or text.endswith("`") or text != text.strip() else ""
-    return f"{fence}{edge}{text}{edge}{fence}"
-
-
-def _line(text: str) -> str:
-    return printable(text).replace("\t", "\\x09").replace("\n", "\\x0a")

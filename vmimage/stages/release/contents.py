@@ -10,7 +10,8 @@ from typing import Any
 from vmimage import PROJECT
 from vmimage.formats.all import BY_NAME
 from vmimage.spec.model import port_range
-from vmimage.stages.release.manifest import MANIFEST
+from vmimage.stages.release.changes import changes_since
+from vmimage.stages.release.manifest import MANIFEST, Manifest
 from vmimage.util.console import human_bytes
 from vmimage.util.errors import VerifyError
 from vmimage.util.files import place, sha256_file
@@ -47,12 +48,16 @@ def fill_release(
     files: Mapping[str, Mapping[str, object]],
     verdict: Mapping[str, Any],
     manifest: Mapping[str, Any],
+    sboms: Mapping[str, str],
+    before: Manifest | None,
 ) -> Mapping[str, object]:
     """Put the files, manifest.json, SHA256SUMS and README.md of a release into a folder; returns the manifest.
 
     Args:
         files: Format -> name, bytes and sha256 of the exported files in `export`.
         manifest: What else the manifest is to say.
+        sboms: End of a name -> what stands in it: ".cdx.json", ".spdx.json".
+        before: The release before this one, if there is one.
 
     Raises:
         VerifyError: There is no passing verdict on exactly these bytes.
@@ -63,9 +68,17 @@ def fill_release(
         place(export / str(facts["name"]), work / name)
         digest = require_verdict(verdict, kind, work / name)
         released[kind] = {"name": name, "bytes": facts["bytes"], "sha256": digest}
-    content = {"image": image, "version": version, **manifest, "files": released, "verdict": verdict}
+    described = {}
+    for end, text in sboms.items():
+        file = work / f"{image}-{version}-{arch}{end}"
+        file.write_text(text)
+        described[end] = {"name": file.name, "sha256": sha256_file(file)}
+    content = {"image": image, "version": version, **manifest, "files": released, "sboms": described}
+    content["verdict"] = verdict
     (work / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    values = {"manifest": content, "files": released, "forwards": FORWARDS, "size": human_bytes}
+    values = {"manifest": content, "files": released, "sboms": described, "forwards": FORWARDS, "size": human_bytes}
+    pins = {name: str(pin["version"]) for name, pin in manifest["pins"].items()}
+    values["changes"] = changes_since(before, pins, manifest["packages"]) if before else None
     values["ports"] = port_range(manifest["machine"].get("ports"))
     values["usages"] = list(_usages(released, image, manifest["machine"]["memory"]))
     (work / "README.md").write_text(render(PROJECT / "templates" / "release-readme.md.j2", values))

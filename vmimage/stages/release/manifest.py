@@ -1,6 +1,6 @@
 """manifest.json of a release as a model. It may come from anybody, so it is bounded and checked before it is used.
 
-Other keys of a manifest (`packages`, `inputs`, …) are for people and other programs. They are allowed, and not read.
+Other keys of a manifest (`host`, `inputs`, …) are for people and other programs. They are allowed, and not read.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ class Manifest(Facts):
     verdict: VerdictFacts
     components: list[Text] = Field(default_factory=list)
     pins: dict[Text, PinFacts] = Field(default_factory=dict)
+    packages: dict[Text, Text] = Field(default_factory=dict)
     stages: dict[Text, StageFacts] = Field(default_factory=dict)
     build_key: Annotated[str, StringConstraints(max_length=2000)] = ""
 

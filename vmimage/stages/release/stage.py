@@ -16,8 +16,9 @@ from typing_extensions import override
 
 from vmimage import PROJECT, host
 from vmimage.cache.result import Result
-from vmimage.plan import PinFacts, Plan
+from vmimage.plan import PinnedFile, Plan
 from vmimage.spec.model import MachineSpec
+from vmimage.stages.bake.stage import DISK
 from vmimage.stages.base import PACKAGES
 from vmimage.stages.release.contents import fill_release
 from vmimage.stages.release.dist import (
@@ -28,7 +29,9 @@ from vmimage.stages.release.dist import (
     point_latest,
     publish_release,
     publishing,
+    releases,
 )
+from vmimage.stages.release.manifest import Manifest
 from vmimage.stages.release.mark import open_dist
 from vmimage.stages.release.version import LATEST, free_version, version_of
 from vmimage.stages.stage import Stage, StoredStage
@@ -46,7 +49,7 @@ class ReleaseStage(Stage):
 
     Attributes:
         image, arch, suite, summary, disk, machine, components: What the manifest says of the image.
-        pins: Pin -> version and SHA-256; of an archive, also the members that lead to the file.
+        pins: The files that it was made with.
     """
 
     name = "release"
@@ -59,7 +62,7 @@ class ReleaseStage(Stage):
     disk: int
     machine: MachineSpec
     components: tuple[str, ...]
-    pins: Mapping[str, PinFacts]
+    pins: tuple[PinnedFile, ...]
 
     @property
     def verify(self) -> VerifyStage:
@@ -90,6 +93,12 @@ class ReleaseStage(Stage):
         """The version that a release made now gets; it is the same while `publishing` holds."""
         return free_version(self._folder, version_of(self.verify.export.key, self.context.today))
 
+    @property
+    def _newest(self) -> Manifest | None:
+        """Of the releases of this image, the newest."""
+        earlier = [found.manifest for found in releases(self.context.dist) if found.image == self.image]
+        return earlier[-1] if earlier else None
+
     def find(self) -> Release | None:
         """Return the newest release of these files."""
         return find_release(self.context.dist, self.image, self.verify.export.key)
@@ -108,6 +117,9 @@ class ReleaseStage(Stage):
     def make(self, work: Path, step: Step) -> Mapping[str, object]:
         """Fill a version folder; returns its manifest."""
         export = self.verify.export
+        facts = manifest(self)
+        step.now("list the software in it")
+        sboms = self._sboms(datetime.fromisoformat(str(facts["released"])))
         return fill_release(
             work,
             image=self.image,
@@ -116,8 +128,21 @@ class ReleaseStage(Stage):
             export=export.result.path,
             files=export.exported,
             verdict=self.verify.verdict,
-            manifest=manifest(self),
+            manifest=facts,
+            sboms=sboms,
+            before=self._newest,
         )
+
+    def _sboms(self, made: datetime) -> Mapping[str, str]:
+        # The libraries of such documents take a second to load, and few commands release anything.
+        from vmimage.stages.release.sbom.documents import Subject
+        from vmimage.stages.release.sbom.of_image import sboms_of_image
+
+        subject = Subject(image=self.image, version=self._new_version, arch=self.arch, summary=self.summary, made=made)
+        _, bake, *_ = self.chain
+        store = self.context.store
+        with store.workspace("sbom") as folder:
+            return sboms_of_image(subject, bake.result.path / DISK, self.pins, store.file, folder)
 
     def obtain(self, step: Step, *, fresh: bool, check: bool) -> None:
         # One at a time: another build of the same image may release the same version.
@@ -157,7 +182,7 @@ def release_stage(plan: Plan, verify: VerifyStage) -> ReleaseStage:
         disk=plan.disk_bytes,
         machine=plan.image.machine,
         components=plan.image.components,
-        pins={file.name: file.facts for file in plan.files},
+        pins=plan.files,
     )
 
 
@@ -167,7 +192,7 @@ def manifest(release: ReleaseStage) -> dict[str, object]:
     `seconds` of a stage is what it took when it ran, even if its result came from the cache this time.
     """
     store, seconds = release.context.store, release.context.seconds
-    fetched = sum(store.file(str(pin["sha256"])).stat().st_size for pin in release.pins.values())
+    fetched = sum(store.file(pin.sha256).stat().st_size for pin in release.pins)
     took: dict[str, dict[str, object]] = {
         "fetch": {"seconds": round(seconds.get("fetch", 0.0), 1), "peak_disk_bytes": fetched}
     }
@@ -188,7 +213,7 @@ def manifest(release: ReleaseStage) -> dict[str, object]:
         "components": list(release.components),
         "released": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(),
-        "pins": release.pins,
+        "pins": {pin.name: pin.facts for pin in release.pins},
         "packages": json.loads((results["base"].path / PACKAGES).read_text()),
         "tools": {**host.require(host.BUILD_TOOLS), "python": platform.python_version()},
         "host": {"system": platform.platform(), "cpus": os.cpu_count()},
