@@ -47,6 +47,8 @@ MACHINE = {
         "keep-failed": "keep the disk of a machine that failed, with a script that starts it and lets you in",
         "recheck": "compare the bytes of every cached result that is used; make those that differ again",
         "all_": "build every image of images.yaml",
+        "gate": "release no image with vulnerabilities that Debian has mended, see docs/building.md",
+        "security-data": "file or URL with Debian's security tracker, for --gate",
         "sign": "your ssh key (or its .pub, if ssh-agent has it) that the release is signed with",
         "jobs": "with --all: number of images that are built at the same time (default 1)",
         "json": JSON,
@@ -64,14 +66,18 @@ def build_image(
     recheck: bool = False,
     all_: bool = False,
     jobs: int = 1,
+    gate: bool = False,
+    security_data: str | None = None,
     sign: str | None = None,
     json: bool = False,
 ) -> None:
     """Build, verify and release an image (all stages)."""
     from vmimage.commands.build import build, build_every
 
-    chosen = options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator, sign=sign)
-    chosen = replace(chosen, start=from_, keep_failed=keep_failed, recheck=recheck)
+    chosen = options(
+        mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator, security_data=security_data, sign=sign
+    )
+    chosen = replace(chosen, start=from_, keep_failed=keep_failed, recheck=recheck, gate=gate)
     if all_:
         build_every(image, chosen, jobs=jobs, matrix=matrix, json=json)
     else:

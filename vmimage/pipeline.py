@@ -20,6 +20,7 @@ from vmimage.stages.export import export_stage
 from vmimage.stages.fetch import fetch_stage
 from vmimage.stages.release import dist as releasing
 from vmimage.stages.release.dist import Release
+from vmimage.stages.release.gate.gate import TRACKER, Gate
 from vmimage.stages.release.mark import require_ours
 from vmimage.stages.release.stage import ReleaseStage, release_stage
 from vmimage.stages.stage import BuildContext, Stage
@@ -27,7 +28,7 @@ from vmimage.stages.verify.stage import verify_stage
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError
 from vmimage.util.files import listed
-from vmimage.util.settings import Options
+from vmimage.util.settings import Options, fetch_bounds
 from vmimage.vm.accelerator import find_accelerator, known_accelerator
 
 Kind = TypeVar("Kind", bound=Stage)
@@ -119,6 +120,18 @@ def build_context(options: Options, store: Store, console: Console | None = None
     )
 
 
+def gate_of(plan: Plan, context: BuildContext, data: str, console: Console) -> Gate:
+    """Return what is asked before a release; `data` of the security tracker are Debian's own when not given."""
+    return Gate(
+        rules=plan.vulnerabilities,
+        suite=plan.base.suite,
+        today=context.today,
+        bounds=fetch_bounds(),
+        warn=console.warn,
+        data=data or TRACKER,
+    )
+
+
 def build_image(name: str | None, options: Options, store: Store, console: Console) -> Release:
     """Build, verify and release an image; stages that are done already are not repeated.
 
@@ -127,6 +140,8 @@ def build_image(name: str | None, options: Options, store: Store, console: Conso
     """
     plan = plan_image(name, options)
     context = build_context(options, store, console)
+    if options.gate:
+        context.gate = gate_of(plan, context, options.security_data, console).check
     stages = stages_of(plan, context, full_matrix=options.full_matrix)
     start = find_start(plan, [stage.name for stage in stages], options.start)
     context.start_step = start.step

@@ -13,6 +13,7 @@ import jinja2
 
 from vmimage.spec.model import SEAL_STEP, Base, Component, Image, Spec, size_bytes
 from vmimage.spec.pins import Arch, Location, Pin
+from vmimage.spec.vulnerabilities import Vulnerabilities
 from vmimage.util.errors import InputError
 from vmimage.util.files import expanded
 from vmimage.util.masking import masked
@@ -83,6 +84,7 @@ class Plan:
         tools: Versions of the host's tools, for those stages whose result depends on them.
         period: The span of time for which the base is good.
         project: The folder of the project, whose files the stages read.
+        vulnerabilities: Which known ones keep the image from being released, if that is asked.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Plan:
     tools: Mapping[str, str]
     period: str
     project: Path
+    vulnerabilities: Vulnerabilities
 
     @property
     def versions(self) -> dict[str, str]:
@@ -151,6 +154,7 @@ def make_plan(
         tools=dict(tools),
         period=period(base.refresh, today),
         project=project,
+        vulnerabilities=spec.vulnerabilities,
     )
 
 

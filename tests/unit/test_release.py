@@ -113,6 +113,24 @@ def test_release_tells_what_changed_since_the_one_before(export: Path, tmp_path:
     assert "The same versions of everything." in same
 
 
+def test_release_tells_what_the_gate_saw(export: Path, tmp_path: Path) -> None:
+    allowed = {"id": "CVE-2026-0001", "package": "curl", "reason": "no | pipe", "until": "2026-12-24"}
+    seen = {"ran": True, "block": "fixed", "passed": 3, "allowed": [allowed]}
+    readme = (
+        make(export, tmp_path / "seen", verdict={**VERDICT, "vulnerabilities": seen}).path / "README.md"
+    ).read_text()
+    assert r"| CVE-2026-0001 | curl | `no \x7c pipe` | 2026-12-24 |" in readme
+    assert "Others that Debian has not mended: 3." in readme
+    for block, told in (("fixed", "none that Debian has mended."), ("open", "and none that it has not.")):
+        none = {"ran": True, "block": block, "passed": 0, "allowed": []}
+        done = make(export, tmp_path / block, verdict={**VERDICT, "vulnerabilities": none})
+        assert told in (done.path / "README.md").read_text()
+    not_run = {"ran": False, "why": "no network"}
+    done = make(export, tmp_path / "not", verdict={**VERDICT, "vulnerabilities": not_run})
+    assert "Known vulnerabilities: not checked" in (done.path / "README.md").read_text()
+    assert json.loads((done.path / "manifest.json").read_text())["verdict"]["vulnerabilities"] == not_run
+
+
 @pytest.mark.parametrize(
     ("verdict", "why"),
     [

@@ -68,6 +68,14 @@ def test_verdict_is_a_test_result() -> None:
     }
 
 
+@pytest.mark.parametrize(("ran", "kind"), [(True, "passedTests"), (False, "warnedTests")])
+def test_verdict_tells_whether_the_gate_ran(ran: bool, kind: str) -> None:
+    found = {**MANIFEST["verdict"], "vulnerabilities": {"ran": ran}}
+    made: Any = verdict({**MANIFEST, "verdict": found}, SHA)
+    assert "known-vulnerabilities" in made["predicate"][kind]
+    assert made["predicate"]["configuration"][0]["annotations"]["vulnerabilities"] == {"ran": ran}
+
+
 @pytest.mark.parametrize("left_out", ["git", "pins", "packages", "tools", "host", "inputs", "suite"])
 @pytest.mark.parametrize("value", [None, {}, []])
 def test_manifest_that_says_less(left_out: str, value: object) -> None:

@@ -15,7 +15,7 @@ from tests.unit.test_update import Trial, trial
 from tests.upstream import digest
 from vmimage.commands.update import ask, command
 from vmimage.commands.update.answers import published_digest, published_version
-from vmimage.commands.update.ask import Upstream, instead_of, is_safe
+from vmimage.commands.update.ask import Upstream, instead_of
 from vmimage.commands.update.rewrite import Change, rewritten
 from vmimage.commands.update.version import minors_apart, version_of
 from vmimage.stages import fetch as fetching
@@ -23,6 +23,7 @@ from vmimage.util import transfer
 from vmimage.util.errors import InputError
 from vmimage.util.settings import Bounds
 from vmimage.util.transfer import UnavailableError
+from vmimage.util.urls import is_safe
 
 __all__ = ["trial"]
 

@@ -17,6 +17,7 @@ def options(
     upstreams: Sequence[str] = (),
     debian_mirror: str | None = None,
     accelerator: str | None = None,
+    security_data: str | None = None,
     sign: str | None = None,
     allowed_signers: str | None = None,
 ) -> settings.Options:
@@ -27,6 +28,7 @@ def options(
             upstreams=upstreams,
             debian_mirror=debian_mirror,
             accelerator=accelerator,
+            security_data=security_data,
             sign=sign,
             allowed_signers=allowed_signers,
         )

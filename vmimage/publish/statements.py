@@ -22,6 +22,8 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 BUILD_TYPE = "urn:x-vmimage:build-image:1"
+GATE = "known-vulnerabilities"
+"""A test that has passed, or has not run."""
 BUILDER = "urn:x-vmimage:own-host"
 """Whoever has the key builds where they want: nothing but the signature vouches for the builder."""
 FILE = re.compile(r"(?:[x-] )?([0-9a-f]{64})")
@@ -82,12 +84,14 @@ def provenance(manifest: Mapping[str, Any], manifest_digest: str) -> dict[str, o
 def verdict(manifest: Mapping[str, Any], manifest_digest: str) -> dict[str, object]:
     """Return the verdict of booting the files of a release, as a test result. Arguments as those of `provenance`."""
     found = manifest["verdict"]
-    facts = {name: found[name] for name in ("accelerator", "started") if name in found}
+    facts = {name: found[name] for name in ("accelerator", "started", "vulnerabilities") if name in found}
+    gate = found.get("vulnerabilities")
+    passed, warned = ([GATE], []) if gate and gate["ran"] else ([], [GATE] if gate else [])
     predicate = {
         "result": "PASSED",
         "configuration": [_described(MANIFEST, manifest_digest, facts)],
-        "passedTests": [check["name"] for check in found["checks"]],
-        "warnedTests": [],
+        "passedTests": [*(check["name"] for check in found["checks"]), *passed],
+        "warnedTests": warned,
         "failedTests": [],
     }
     return _statement(manifest, TEST_RESULT, predicate)

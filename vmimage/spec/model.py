@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, StringConstraints, create_model, mod
 from vmimage.formats.all import FORMATS
 from vmimage.spec.pins import Pin
 from vmimage.spec.texts import Name, Shown, Text
+from vmimage.spec.vulnerabilities import Vulnerabilities
 from vmimage.util.errors import InputError
 from vmimage.util.model import Model
 from vmimage.util.ports import FORWARDS, MAX_PORT
@@ -216,6 +217,10 @@ class Spec(Model):
     pins: dict[Name, Pin] = Field(default_factory=dict)
     components: dict[Name, Component] = Field(min_length=1)
     images: dict[Name, Image] = Field(min_length=1)
+    vulnerabilities: Vulnerabilities = Field(
+        default_factory=lambda: Vulnerabilities(block="fixed", allow=()),
+        description="which known ones keep an image from being released",
+    )
 
     def image(self, name: str | None) -> tuple[str, Image]:
         """Return an image by name, or the default one.

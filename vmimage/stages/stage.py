@@ -35,6 +35,8 @@ class BuildContext:
         accelerator: Finds out what runs guests here, when it is needed.
         evidence: Where to copy what was seen in verify when the verdict is bad.
         keep: Where the disk of a machine that failed goes, ready to be opened.
+        gate: Takes the SBOM of an image (CycloneDX), a folder to work in, and the step. Returns what the verdict is to
+            say of known vulnerabilities, or raises VerifyError. None when nobody asks.
         start_step: Index of the provision step from which on all are run again.
         seconds: How long each stage of this build took so far.
         made: Names of the stages whose result this build made, and did not find.
@@ -46,6 +48,7 @@ class BuildContext:
     accelerator: Callable[[], Accelerator]
     evidence: Path | None = None
     keep: Path | None = None
+    gate: Callable[[str, Path, Step], Mapping[str, object]] | None = None
     start_step: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
@@ -69,8 +72,11 @@ class Keyed:
     @cached_property
     def inputs(self) -> Mapping[str, object]:
         """All that it is made from, as JSON-like data."""
-        own = {each.name: plain(getattr(self, each.name)) for each in fields(self) if _is_input(each.metadata)}
-        del own[AFTER]
+        own = {
+            each.name: plain(getattr(self, each.name))
+            for each in fields(self)
+            if _is_input(each.metadata) and each.name != AFTER
+        }
         built_on = {AFTER: self.after.id} if self.after else {}
         return {"edition": self.edition, **built_on, **own}
 

@@ -46,6 +46,8 @@ class Options:
         recheck: Compare the bytes of every cached result that is used.
         start: The stage or provision step from which on all is done again.
         keep_failed: Keep the disk of a machine that failed.
+        gate: Release no image with known vulnerabilities that images.yaml does not let pass.
+        security_data: A file with Debian's security tracker, or its URL; Debian's own when empty.
         sign: The key of ssh that a release is signed with, see `publish/ssh.py`; unsigned without it.
         allowed_signers: The file that says whose signatures count.
     """
@@ -61,6 +63,8 @@ class Options:
     recheck: bool = False
     start: str = ""
     keep_failed: bool = False
+    gate: bool = False
+    security_data: str = ""
     sign: Path | None = None
     allowed_signers: Path | None = None
     spec: Path = PROJECT / "images.yaml"
@@ -76,14 +80,15 @@ class Options:
         found = list[str]()
         for name, value in (("accelerator", self.accelerator), ("from", self.start)):
             found += [f"--{name}={value}"] if value else []
-        found += ["--matrix=full"] if self.full_matrix else []
+        found += ["--matrix=full"] * self.full_matrix + ["--gate"] * self.gate
         return found + ["--keep-failed"] * self.keep_failed + ["--recheck"] * self.recheck
 
     @property
     def environment(self) -> dict[str, str]:
-        """The mirrors, as variables: all users of a host can read the arguments of its processes. And the key."""
+        """The mirrors, as variables: all users of a host can read the arguments of its processes. And files."""
         mirrors = {"VMIMAGE_MIRROR": shlex.join(self.mirrors), "VMIMAGE_DEB_MIRROR": self.debian_mirror or ""}
-        return {**mirrors, "VMIMAGE_SIGN": str(self.sign or "")}
+        data = {"VMIMAGE_SECURITY_DATA": self.security_data}
+        return {**mirrors, **data, "VMIMAGE_SIGN": str(self.sign or "")}
 
 
 ENVIRONMENT = {
@@ -94,6 +99,7 @@ ENVIRONMENT = {
     "VMIMAGE_UPSTREAM": "OLD=NEW, separated by spaces: what begins with the URL OLD is looked up at NEW",
     "VMIMAGE_DEB_MIRROR": "URL of a Debian mirror, or `deb …` lines separated by semicolons",
     "VMIMAGE_ACCELERATOR": "kvm or tcg",
+    "VMIMAGE_SECURITY_DATA": "file or URL with the data of Debian's security tracker",
     "VMIMAGE_SIGN": "the key of ssh that releases are signed with",
     "VMIMAGE_ALLOWED_SIGNERS": "the file that says whose signatures count",
     "VMIMAGE_FETCH_SECONDS": "seconds that one location may take for a pinned file",
@@ -108,6 +114,7 @@ def options(
     upstreams: Sequence[str] = (),
     debian_mirror: str | None = None,
     accelerator: str | None = None,
+    security_data: str | None = None,
     sign: str | None = None,
     allowed_signers: str | None = None,
 ) -> Options:
@@ -122,15 +129,19 @@ def options(
         return expanded(path, name).absolute() if path else None
 
     caches = _xdg(environment, "XDG_CACHE_HOME", ".cache")
+    data = security_data or environment.get("VMIMAGE_SECURITY_DATA")
     states = _xdg(environment, "XDG_STATE_HOME", ".local/state")
     return Options(
         cache=expanded(environment.get("VMIMAGE_CACHE") or caches / "vmimage", "VMIMAGE_CACHE").absolute(),
         dist=expanded(environment.get("VMIMAGE_DIST") or PROJECT / "dist", "VMIMAGE_DIST").absolute(),
         state=expanded(environment.get("VMIMAGE_STATE") or states / "vmimage", "VMIMAGE_STATE").absolute(),
-        mirrors=tuple(map(_absolute, (*mirrors, *_words(environment.get("VMIMAGE_MIRROR", ""))))),
+        mirrors=tuple(
+            _absolute(each, "--mirror") for each in (*mirrors, *_words(environment.get("VMIMAGE_MIRROR", "")))
+        ),
         upstreams=(*upstreams, *_words(environment.get("VMIMAGE_UPSTREAM", ""))),
         debian_mirror=debian_mirror or environment.get("VMIMAGE_DEB_MIRROR") or None,
         accelerator=accelerator or environment.get("VMIMAGE_ACCELERATOR") or None,
+        security_data=_absolute(data, "--security-data") if data else "",
         sign=file(sign, "VMIMAGE_SIGN"),
         allowed_signers=file(allowed_signers, "VMIMAGE_ALLOWED_SIGNERS"),
     )
@@ -169,6 +180,6 @@ def _words(text: str) -> list[str]:
         return text.split()
 
 
-def _absolute(mirror: str) -> str:
-    """Return a mirror that means the same in another directory."""
-    return mirror if "://" in mirror else str(expanded(mirror, "--mirror").absolute())
+def _absolute(place: str, option: str) -> str:
+    """Return a path or URL that means the same in another directory."""
+    return place if "://" in place else str(expanded(place, option).absolute())

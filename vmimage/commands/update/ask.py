@@ -5,18 +5,17 @@ Beyond that, answers are bounded as every download is.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from vmimage.stages.fetch import download, reason_of
 from vmimage.util.errors import InputError
 from vmimage.util.masking import masked
 from vmimage.util.settings import Bounds
 from vmimage.util.transfer import UnavailableError
+from vmimage.util.urls import is_safe
 
 log = logging.getLogger(__name__)
 
@@ -82,21 +81,6 @@ class Upstream:
 def told(url: str, error: UnavailableError) -> UnavailableError:
     """Return an error that begins with the URL."""
     return UnavailableError(f"{masked(url)}: {error}")
-
-
-def is_safe(url: str) -> bool:
-    """Tell whether nobody between can answer for a URL: https, or this host itself."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-    except ValueError:
-        return False
-    if parts.scheme.lower() == "https":
-        return True
-    try:
-        return parts.scheme.lower() == "http" and (host == "localhost" or ipaddress.ip_address(host).is_loopback)
-    except ValueError:
-        return False
 
 
 def instead_of(given: Sequence[str]) -> list[tuple[str, str]]:

@@ -120,6 +120,7 @@ class ReleaseStage(Stage):
         facts = manifest(self)
         step.now("list the software in it")
         sboms = self._sboms(datetime.fromisoformat(str(facts["released"])))
+        vulnerabilities = self._pass_gate(sboms, step)
         return fill_release(
             work,
             image=self.image,
@@ -127,7 +128,7 @@ class ReleaseStage(Stage):
             version=self._new_version,
             export=export.result.path,
             files=export.exported,
-            verdict=self.verify.verdict,
+            verdict={**self.verify.verdict, **vulnerabilities},
             manifest=facts,
             sboms=sboms,
             before=self._newest,
@@ -144,6 +145,13 @@ class ReleaseStage(Stage):
         with store.workspace("sbom") as folder:
             return sboms_of_image(subject, bake.result.path / DISK, self.pins, store.file, folder)
 
+    def _pass_gate(self, sboms: Mapping[str, str], step: Step) -> dict[str, object]:
+        """Return what the verdict is to say of known vulnerabilities; nothing if nobody asks."""
+        if not self.context.gate:
+            return {}
+        with self.context.store.workspace("gate") as folder:
+            return {"vulnerabilities": self.context.gate(sboms[".cdx.json"], folder, step)}
+
     def obtain(self, step: Step, *, fresh: bool, check: bool) -> None:
         # One at a time: another build of the same image may release the same version.
         hint = "make room there, or set VMIMAGE_DIST to a folder on a larger disk"
@@ -157,6 +165,9 @@ class ReleaseStage(Stage):
         done = self.find()
         # The same bytes are not released twice, whatever is done again: a release is never replaced.
         if done and is_of(done, self.verify.verdict, check=check or fresh):
+            if self.context.gate:
+                # What was good on the day of its release may be known to be bad today.
+                self._pass_gate(self._sboms(datetime.now(UTC)), step)
             # A build that was killed, or one of other inputs, may have left it elsewhere.
             point_latest(done.path.parent, done.version)
             return f"{done.version} is released already"

@@ -1,0 +1,1 @@
+"""Known vulnerabilities that keep an image from being released."""
