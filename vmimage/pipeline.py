@@ -14,6 +14,8 @@ from vmimage.cache.ours import is_entry
 from vmimage.cache.store import Store
 from vmimage.plan import Plan, make_plan
 from vmimage.spec.load import load_spec
+from vmimage.spec.model import Base
+from vmimage.spec.snapshot import snapshot_lines
 from vmimage.stages.bake.stage import bake_stage
 from vmimage.stages.base import base_stage
 from vmimage.stages.export import export_stage
@@ -94,10 +96,21 @@ def plan_image(name: str | None, options: Options) -> Plan:
         name,
         project=PROJECT,
         mirrors=options.mirrors,
-        debian_mirrors=host.debian_mirrors(spec.bases[image.base].suite, options.debian_mirror),
+        debian_mirrors=debian_sources(spec.bases[image.base], options),
         tools={**host.require(PLAN_TOOLS), **{name: version(name) for name in ("deflate", "zstandard")}},
         today=date.today(),  # noqa: DTZ011 - the user's day
     )
+
+
+def debian_sources(base: Base, options: Options) -> list[str]:
+    """Return the lines for sources.list that a base is made from; none for mmdebstrap's own default.
+
+    Raises:
+        InputError: What the user chose is no mirror, or no archive of snapshots.
+    """
+    if base.snapshot:
+        return snapshot_lines(base.snapshot, base.suite, options.snapshots)
+    return host.debian_mirrors(base.suite, options.debian_mirror)
 
 
 def build_context(options: Options, store: Store, console: Console | None = None) -> BuildContext:

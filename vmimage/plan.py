@@ -13,6 +13,7 @@ import jinja2
 
 from vmimage.spec.model import SEAL_STEP, Base, Component, Image, Spec, size_bytes
 from vmimage.spec.pins import Arch, Location, Pin
+from vmimage.spec.snapshot import require_past, stamp
 from vmimage.spec.vulnerabilities import Vulnerabilities
 from vmimage.util.errors import InputError
 from vmimage.util.files import expanded
@@ -137,10 +138,12 @@ def make_plan(
         debian_mirrors: Lines for sources.list; none for mmdebstrap's default.
 
     Raises:
-        InputError: The image does not exist, or a path names a home that is not known.
+        InputError: The image does not exist, a path names a home that is not known, or a snapshot is not over yet.
     """
     name, image = spec.image(name)
     base = spec.bases[image.base]
+    if base.snapshot:
+        require_past(base.snapshot, today)
     components = tuple(spec.components[component] for component in image.components)
     pins = dict.fromkeys(pin for component in components for pin in component.pins)
     return Plan(
@@ -152,18 +155,20 @@ def make_plan(
         packages=tuple(dict.fromkeys([*base.packages, *(p for c in components for p in c.packages)])),
         debian_mirrors=tuple(debian_mirrors),
         tools=dict(tools),
-        period=period(base.refresh, today),
+        period=period(base, today),
         project=project,
         vulnerabilities=spec.vulnerabilities,
     )
 
 
-def period(refresh: str, today: date) -> str:
-    """Return the span of time for which a base is good: "2026-W48", "2026-11-23" or "always"."""
-    if refresh == "weekly":
+def period(base: Base, today: date) -> str:
+    """Return the time for which a base is good: "2026-W48", "2026-11-23", "always" or "snapshot 20261125T000000Z"."""
+    if base.snapshot:
+        return f"snapshot {stamp(base.snapshot)}"
+    if base.refresh in ("weekly", None):
         year, week, _ = today.isocalendar()
         return f"{year}-W{week:02}"
-    return today.isoformat() if refresh == "daily" else "always"
+    return today.isoformat() if base.refresh == "daily" else "always"
 
 
 def guest_values(image: str) -> dict[str, object]:

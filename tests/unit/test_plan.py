@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from tests.tools import MONDAY, context_in, plan_of
+from vmimage import PROJECT
 from vmimage.pipeline import stages_of
 from vmimage.plan import Plan, Source, period
+from vmimage.spec.load import load_spec
 from vmimage.util.errors import InputError
 
 
@@ -139,9 +141,12 @@ def test_base_is_made_anew_in_another_week(project: Path) -> None:
 
 
 def test_periods() -> None:
-    assert period("weekly", date(2027, 1, 1)) == "2026-W53"
-    assert period("daily", MONDAY) == "2026-11-23"
-    assert period("never", MONDAY) == "always"
+    base = load_spec(PROJECT / "images.yaml").bases["trixie"]
+    found = {
+        refresh: period(base.model_copy(update={"refresh": refresh}), MONDAY) for refresh in (None, "daily", "never")
+    }
+    assert found == {None: "2026-W48", "daily": "2026-11-23", "never": "always"}
+    assert period(base, date(2027, 1, 1)) == "2026-W53"
 
 
 def test_disk_smaller_than_the_base(project: Path) -> None:

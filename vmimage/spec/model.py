@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, create_model, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, create_model, model_validator
 
 from vmimage.formats.all import FORMATS
 from vmimage.spec.pins import Pin
@@ -120,8 +120,13 @@ class Base(Model):
 
     suite: Name
     arch: Literal["amd64"] = "amd64"
-    refresh: Literal["daily", "weekly", "never"] = Field(
-        "weekly", description="how often the packages are taken from the mirror anew"
+    refresh: Literal["daily", "weekly", "never"] | None = Field(
+        None, description="how often the packages are taken from the mirror anew; weekly when nothing is said"
+    )
+    snapshot: AwareDatetime | None = Field(
+        None,
+        strict=False,
+        description="instead of `refresh`: the packages as Debian had them at this moment, 2026-11-25T00:00:00Z",
     )
     packages: tuple[Package, ...] = Field(strict=False, min_length=1)
     exclude: tuple[Unpacked, ...] = Field(
@@ -135,6 +140,12 @@ class Base(Model):
         strict=False,
         description="drivers in the initrd, beside what they need; none named: all that Debian puts there",
     )
+
+    @model_validator(mode="after")
+    def _fresh_or_frozen(self) -> Self:
+        if self.refresh and self.snapshot:
+            raise ValueError("give `refresh` or `snapshot`: what is frozen is not taken anew")
+        return self
 
 
 class Component(Model):

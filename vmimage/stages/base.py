@@ -118,6 +118,9 @@ def mmdebstrap_command(base: BaseStage, tree: Path, hook: Path = HOOK) -> list[s
         f"--architectures={base.arch}",
         f"--include={','.join(base.packages)}",
         "--aptopt=Apt::Install-Recommends false",
+        # Archives of snapshots limit how often one may ask; apt waits longer each time, up to a minute.
+        '--aptopt=Acquire::Retries "8"',
+        '--aptopt=Acquire::Retries::Delay::Maximum "60"',
         # No flush after every file: a base that was cut short is thrown away.
         "--dpkgopt=force-unsafe-io",
         # dpkg(1): of the patterns that match a path, the last decides.

@@ -43,6 +43,7 @@ class Options:
     """What the user chose for one run; from arguments, else from the environment (README: settings).
 
     Attributes:
+        snapshots: URL of the archive that bases with `snapshot:` are made from; Debian's own when empty.
         recheck: Compare the bytes of every cached result that is used.
         start: The stage or provision step from which on all is done again.
         keep_failed: Keep the disk of a machine that failed.
@@ -58,6 +59,7 @@ class Options:
     mirrors: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
     debian_mirror: str | None = None
+    snapshots: str = ""
     accelerator: str | None = None
     full_matrix: bool = False
     recheck: bool = False
@@ -98,6 +100,7 @@ ENVIRONMENT = {
     "VMIMAGE_MIRROR": "directories or URLs with pinned files, separated by spaces (quoted as in a shell), tried first",
     "VMIMAGE_UPSTREAM": "OLD=NEW, separated by spaces: what begins with the URL OLD is looked up at NEW",
     "VMIMAGE_DEB_MIRROR": "URL of a Debian mirror, or `deb …` lines separated by semicolons",
+    "VMIMAGE_SNAPSHOT": "URL of an archive of snapshots of Debian's packages, for bases with `snapshot:`",
     "VMIMAGE_ACCELERATOR": "kvm or tcg",
     "VMIMAGE_SECURITY_DATA": "file or URL with the data of Debian's security tracker",
     "VMIMAGE_SIGN": "the key of ssh that releases are signed with",
@@ -140,6 +143,7 @@ def options(
         ),
         upstreams=(*upstreams, *_words(environment.get("VMIMAGE_UPSTREAM", ""))),
         debian_mirror=debian_mirror or environment.get("VMIMAGE_DEB_MIRROR") or None,
+        snapshots=environment.get("VMIMAGE_SNAPSHOT") or "",
         accelerator=accelerator or environment.get("VMIMAGE_ACCELERATOR") or None,
         security_data=_absolute(data, "--security-data") if data else "",
         sign=file(sign, "VMIMAGE_SIGN"),
