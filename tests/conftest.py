@@ -70,6 +70,7 @@ FILES = {
     "images.yaml": IMAGES,
     "provision/run-step": "#!/bin/sh\n",
     "provision/base.sh": "#!/bin/sh\n",
+    "provision/base-packages.sh": "#!/bin/sh\n",
     "provision/20-tool.sh": "#!/bin/sh\n",
     "provision/99-seal.sh": "#!/bin/sh\n",
     "provision/files/20-tool/etc/tool.conf": "a = 1\n",

@@ -80,6 +80,8 @@ def test_release_says_how_it_was_made_and_proven(release: Path) -> None:
         assert stage["peak_disk_bytes"] > 0
     assert manifest["peak_disk_bytes"] >= max(stage["peak_disk_bytes"] for stage in manifest["stages"].values())
     assert manifest["packages"]["sshfs"]
+    assert {deb["package"]: deb["version"] for deb in manifest["debs"]} == manifest["packages"]
+    assert all(re.fullmatch(r"[0-9a-f]{64}", deb["sha256"]) for deb in manifest["debs"])
     assert manifest["pins"]["kubectl"]["version"] == PINS["kubectl"].version
     checks = {check["name"]: check for check in manifest["verdict"]["checks"]}
     assert checks.pop("clones")["passed"]

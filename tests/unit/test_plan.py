@@ -77,6 +77,7 @@ def test_mirrors_of_pins_change_no_key_since_the_digest_decides(project: Path) -
     ("name", "expected"),
     [
         ("provision/base.sh", ["base", "bake", "export"]),
+        ("provision/base-packages.sh", ["base", "bake", "export"]),
         ("provision/20-tool.sh", ["bake", "export"]),
         ("provision/99-seal.sh", ["bake", "export"]),
         ("provision/run-step", ["bake", "export"]),

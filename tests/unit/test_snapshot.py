@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,8 @@ from vmimage.plan import period
 from vmimage.spec.load import load_spec
 from vmimage.spec.model import Base
 from vmimage.spec.snapshot import snapshot_lines
-from vmimage.util.errors import InputError
+from vmimage.stages.base import parse_debs
+from vmimage.util.errors import BuildError, InputError
 from vmimage.util.settings import options
 
 MOMENT = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -86,3 +88,43 @@ def test_moment_without_a_snapshot_is_refused(moment: str, monkeypatch: pytest.M
     monkeypatch.setattr("tests.tools.load_spec", lambda _: spec.model_copy(update={"bases": {"trixie": frozen}}))
     with pytest.raises(InputError, match="is no moment of which there is a snapshot"):
         plan_of("toolbox")
+
+
+LISTED = """\
+Package: b
+Version: 1:2-1+b1
+Architecture: amd64
+Filename: pool/main/b/b_2-1+b1_amd64.deb
+Size: 20
+SHA256: {0}
+
+Package: a
+Version: 1
+Architecture: all
+Depends: b,
+ c
+Filename: pool/main/a/a_1_all.deb
+Size: 10
+SHA256: {0}
+"""
+
+
+def test_debs_of_a_base_are_known_by_their_digests(tmp_path: Path) -> None:
+    (tmp_path / "listed").write_text(LISTED.format("0" * 64))
+    first, second = parse_debs(tmp_path / "listed")
+    assert (first["package"], first["architecture"], first["bytes"]) == ("a", "all", 10)
+    assert second == {
+        "package": "b",
+        "version": "1:2-1+b1",
+        "architecture": "amd64",
+        "file": "pool/main/b/b_2-1+b1_amd64.deb",
+        "bytes": 20,
+        "sha256": "0" * 64,
+    }
+
+
+@pytest.mark.parametrize("line", ["SHA256: {0}\n", "Size: 20\n", "Filename: pool/main/b/b_2-1+b1_amd64.deb\n"])
+def test_deb_of_which_the_lists_tell_too_little_fails_the_base(tmp_path: Path, line: str) -> None:
+    (tmp_path / "listed").write_text(LISTED.replace(line, "", 1))
+    with pytest.raises(BuildError, match="the mirror's lists do not tell of b"):
+        parse_debs(tmp_path / "listed")

@@ -23,6 +23,7 @@ MANIFEST: dict[str, Any] = {
     "git": {"commit": "c0" * 20, "changed": [" M tasks.py"]},
     "pins": {"kubectl": {"version": "v1", "sha256": SHA}, "unpinned": {"version": "1"}},
     "packages": {"sshfs": "3.7.3-1.1+b1", "base-files": "1:13~rc1"},
+    "debs": [{"package": "sshfs", "version": "3.7.3-1.1+b1", "sha256": "ef" * 32}],
     "tools": {"packer": "1.6.6"},
     "host": {"cpus": 2},
     "inputs": {"base": {"edition": 3, "files": {"provision/base.sh": f"x {SHA}"}},
@@ -42,7 +43,7 @@ def test_provenance_names_what_was_asked_for_all_inputs_and_the_tools() -> None:
         {"name": "kubectl", "digest": {"sha256": SHA}, "annotations": {"version": "v1"}},
         {"name": "provision/20-tool.sh", "digest": {"sha256": "cd" * 32}},
         {"name": "provision/base.sh", "digest": {"sha256": SHA}},
-        {"uri": "pkg:deb/debian/sshfs@3.7.3-1.1%2Bb1"},
+        {"uri": "pkg:deb/debian/sshfs@3.7.3-1.1%2Bb1", "digest": {"sha256": "ef" * 32}},
         {"uri": "pkg:deb/debian/base-files@1%3A13~rc1"},
     ]
     assert details["builder"]["version"] == {"packer": "1.6.6"}

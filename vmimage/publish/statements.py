@@ -124,8 +124,10 @@ def _dependencies(manifest: Mapping[str, Any]) -> Iterator[dict[str, object]]:
         files |= dict(_digests(inputs))
     for name, digest in sorted(files.items()):
         yield _described(name, digest)
+    digests = {deb["package"]: deb["sha256"] for deb in manifest.get("debs", [])}
     for name, version in _mapping(manifest, "packages").items():
-        yield {"uri": f"pkg:deb/debian/{quote(name, safe='')}@{quote(str(version), safe='')}"}
+        uri = f"pkg:deb/debian/{quote(name, safe='')}@{quote(str(version), safe='')}"
+        yield {"uri": uri} | ({"digest": {"sha256": digests[name]}} if name in digests else {})
 
 
 def _digests(inputs: object) -> Iterator[tuple[str, str]]:

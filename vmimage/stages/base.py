@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from debian.deb822 import Deb822
+
 from vmimage import PROJECT, host
 from vmimage.plan import Plan, digests
 from vmimage.spec.model import LEAST_DISK as BASE_DISK_BYTES
@@ -27,7 +29,10 @@ DISK = "disk.raw"
 KERNEL = "vmlinuz"
 INITRD = "initrd.img"
 PACKAGES = "packages.json"
+DEBS = "debs.json"
 HOOK = PROJECT / "provision" / "base.sh"
+LIST_HOOK, LISTED = PROJECT / "provision" / "base-packages.sh", "packages.txt"
+"""What writes, beside the root directory, what the mirror's lists say of its packages; and the name of that file."""
 
 MIB = 1 << 20
 SECTOR = 512
@@ -64,7 +69,7 @@ class BaseStage(StoredStage):
     """
 
     name = "base"
-    edition = 3
+    edition = 4
 
     suite: str
     arch: str
@@ -100,7 +105,7 @@ def base_stage(plan: Plan, context: BuildContext) -> BaseStage:
         period=plan.period,
         mirrors=tuple(map(masked, plan.debian_mirrors)),
         sources=plan.debian_mirrors,
-        files=digests(plan.project, [HOOK.relative_to(PROJECT)]),
+        files=digests(plan.project, [hook.relative_to(PROJECT) for hook in (LIST_HOOK, HOOK)]),
         tools={tool: plan.tools[tool] for tool in ("mmdebstrap", "mke2fs")},
     )
 
@@ -126,6 +131,7 @@ def mmdebstrap_command(base: BaseStage, tree: Path, hook: Path = HOOK) -> list[s
         # dpkg(1): of the patterns that match a path, the last decides.
         *(f"--dpkgopt=path-exclude={path}" for path in base.exclude),
         *(f"--dpkgopt=path-include={path}" for path in base.keep),
+        f"--customize-hook={LIST_HOOK}",
         f"--customize-hook={hook}",
         base.suite,
         str(tree),
@@ -134,7 +140,7 @@ def mmdebstrap_command(base: BaseStage, tree: Path, hook: Path = HOOK) -> list[s
 
 
 def make_base(base: BaseStage, work: Path, step: Step, hook: Path = HOOK) -> Mapping[str, object]:
-    """Make disk.raw, the kernel and initrd to start it directly, and packages.json in `work`."""
+    """Make disk.raw, the kernel and initrd to start it directly, packages.json and debs.json in `work`."""
     tree = work / "tree"
     step.now(f"unpack {len(base.packages)} packages and what they need")
     with tempfile.TemporaryFile(dir=work) as sources:
@@ -150,6 +156,11 @@ def make_base(base: BaseStage, work: Path, step: Step, hook: Path = HOOK) -> Map
         )
     packages = installed_packages(tree)
     (work / PACKAGES).write_text(json.dumps(packages, indent=1) + "\n")
+    debs = parse_debs(work / LISTED)
+    if {deb["package"]: deb["version"] for deb in debs} != packages:
+        raise BuildError("the mirror's lists do not tell the digests of all packages that were unpacked")
+    (work / DEBS).write_text(json.dumps(debs, indent=1) + "\n")
+    (work / LISTED).unlink()
     for name, pattern in ((KERNEL, "vmlinuz-*"), (INITRD, "initrd.img-*")):
         shutil.copyfile(_only(tree / "boot", pattern), work / name)
     tree_bytes = disk_use(tree)
@@ -184,6 +195,31 @@ def installed_packages(tree: Path) -> dict[str, str]:
     """Return package -> version of everything installed in a root directory."""
     argv = ["dpkg-query", f"--admindir={tree / 'var/lib/dpkg'}", "-W", "-f", "${Package} ${Version}\n"]
     return dict(line.split(maxsplit=1) for line in run(argv).output.splitlines())
+
+
+def parse_debs(listed: Path) -> list[dict[str, str | int]]:
+    """Read what `apt-cache show` said: of each package its name, version, architecture, and file with size and SHA-256.
+
+    Raises:
+        BuildError: Something of a package is missing.
+    """
+    found: list[dict[str, str | int]] = []
+    with listed.open("rb") as file:
+        for fields in Deb822.iter_paragraphs(file, use_apt_pkg=False):
+            try:
+                found.append(
+                    {
+                        "package": fields["Package"],
+                        "version": fields["Version"],
+                        "architecture": fields["Architecture"],
+                        "file": fields["Filename"],
+                        "bytes": int(fields["Size"]),
+                        "sha256": fields["SHA256"],
+                    }
+                )
+            except (KeyError, ValueError) as error:
+                raise BuildError(f"the mirror's lists do not tell of {fields.get('Package')}: {error}") from error
+    return sorted(found, key=lambda deb: str(deb["package"]))
 
 
 def _only(folder: Path, pattern: str) -> Path:

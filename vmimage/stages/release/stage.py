@@ -19,7 +19,7 @@ from vmimage.cache.result import Result
 from vmimage.plan import PinnedFile, Plan
 from vmimage.spec.model import MachineSpec
 from vmimage.stages.bake.stage import DISK
-from vmimage.stages.base import PACKAGES
+from vmimage.stages.base import DEBS, PACKAGES
 from vmimage.stages.release.contents import fill_release
 from vmimage.stages.release.dist import (
     Release,
@@ -226,6 +226,7 @@ def manifest(release: ReleaseStage) -> dict[str, object]:
         "git": git_state(),
         "pins": {pin.name: pin.facts for pin in release.pins},
         "packages": json.loads((results["base"].path / PACKAGES).read_text()),
+        "debs": json.loads((results["base"].path / DEBS).read_text()),
         "tools": {**host.require(host.BUILD_TOOLS), "python": platform.python_version()},
         "host": {"system": platform.platform(), "cpus": os.cpu_count()},
         "build_key": results["bake"].meta["build_key"],
