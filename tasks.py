@@ -11,20 +11,18 @@ from dev.tasks import bench, fuzz, lint, lock, schema, test
 from vmimage.commands.chosen import options
 from vmimage.commands.look_tasks import diff, size
 from vmimage.commands.positionals import allow_missing_positionals, refuse_wrong_values
-from vmimage.commands.release_tasks import sign, verify
-from vmimage.commands.task import ACCELERATOR, IMAGE, JSON, MATRIX, task
+from vmimage.commands.release_tasks import rebuild, sign, verify
+from vmimage.commands.task import ACCELERATOR, DEB_MIRROR, IMAGE, JSON, MATRIX, MIRROR, task
 from vmimage.util.encoding import use_utf8
 
 # A task imports its command when it is called, so that `invoke --list` stays quick.
 
-__all__ = ["bench", "diff", "fuzz", "lint", "lock", "schema", "sign", "size", "test", "verify"]
+__all__ = ["bench", "diff", "fuzz", "lint", "lock", "rebuild", "schema", "sign", "size", "test", "verify"]
 
 use_utf8()
 allow_missing_positionals()
 refuse_wrong_values()
 
-MIRROR = "directory or URL with pinned files, which is tried first; may be given again"
-DEB_MIRROR = "URL of a Debian mirror, or a whole `deb …` line; several are separated by semicolons"
 MACHINE = {
     "host": "address of the machine (default 127.0.0.1)",
     "host-key": "fingerprint of the machine's host key (SHA256:…), if the key is unknown or has changed",

@@ -27,7 +27,7 @@ TASKS = [
     "lock",
     "plan",
 ]
-TASKS += ["run", "schema", "seed", "share", "sign", "size", "test", "update", "verify"]
+TASKS += ["rebuild", "run", "schema", "seed", "share", "sign", "size", "test", "update", "verify"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 from invoke.context import Context
 
 from vmimage.commands.chosen import options
-from vmimage.commands.task import ACCELERATOR, JSON, MATRIX, task
+from vmimage.commands.task import ACCELERATOR, DEB_MIRROR, JSON, MATRIX, MIRROR, task
 
 
 @task(
@@ -63,3 +63,28 @@ def sign(_: Context, release: str, key: str | None = None, with_: str | None = N
         sign_otherwise(release, key, with_, options(), json=json)
     else:
         sign_and_tell(release, options(sign=key), json=json)
+
+
+@task(
+    positional=["release"],
+    iterable=["mirror"],
+    help={
+        "release": "a release: its folder, IMAGE (the latest) or IMAGE/VERSION",
+        "mirror": MIRROR,
+        "deb-mirror": DEB_MIRROR,
+        "accelerator": ACCELERATOR,
+        "json": JSON,
+    },
+)
+def rebuild(
+    _: Context,
+    release: str,
+    mirror: list[str] | None = None,
+    deb_mirror: str | None = None,
+    accelerator: str | None = None,
+    json: bool = False,
+) -> None:
+    """Make a release again, and tell whether it is the same."""
+    from vmimage.commands.rebuild import rebuild as make_again
+
+    make_again(release, options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator), json=json)

@@ -10,6 +10,7 @@ from pathlib import Path
 from invoke.exceptions import Exit
 
 from vmimage import host
+from vmimage.cache.store import Store
 from vmimage.commands.diff.compare import file_changes
 from vmimage.commands.diff.contents import Contents, content_sha256, read_contents
 from vmimage.commands.diff.deep import deep_report, require_diffoscope
@@ -76,20 +77,32 @@ def tell_difference(
             require_diffoscope()
         store.sweep()
         subjects = [find_subject(text, chosen.dist, console) for text in (first, second)]
-        with console.stage("diff", " and ".join(one.name for one in subjects)) as step, store.workspace("diff") as work:
-            sides = _read(subjects, work, step)
-            step.now("comparing")
-            found = compare(subjects, sides, console, limit=limit or EVERYTHING, keep=deep)
-            said = deep_report(list(zip(sides, found.nodes, strict=True)), work / "deep") if deep else ""
-            step.outcome = "the same" if found.same else "different"
-        sections = sections_of(subjects, sides, found, limit or EVERYTHING)
-        for line in lines(subjects, sections, found, said, markdown=markdown):
-            console.say(line)
-        if deep:
-            console.event("deep", text=said)
-        _tell_machines(subjects, sides, found, console)
-        if not found.same:
+        if not tell(subjects, store, console, limit=limit or EVERYTHING, markdown=markdown, deep=deep):
             raise Exit(code=DIFFERENT)
+
+
+def tell(
+    subjects: Sequence[Subject],
+    store: Store,
+    console: Console,
+    *,
+    limit: int,
+    markdown: bool = False,
+    deep: bool = False,
+) -> bool:
+    """Compare two images and print what differs; returns whether they are the same."""
+    with console.stage("diff", " and ".join(one.name for one in subjects)) as step, store.workspace("diff") as work:
+        sides = _read(subjects, work, step)
+        step.now("comparing")
+        found = compare(subjects, sides, console, limit=limit, keep=deep)
+        said = deep_report(list(zip(sides, found.nodes, strict=True)), work / "deep") if deep else ""
+        step.outcome = "the same" if found.same else "different"
+    for line in lines(subjects, sections_of(subjects, sides, found, limit), found, said, markdown=markdown):
+        console.say(line)
+    if deep:
+        console.event("deep", text=said)
+    _tell_machines(subjects, sides, found, console)
+    return found.same
 
 
 def _read(subjects: Sequence[Subject], work: Path, step: Step) -> list[Contents]:

@@ -1,0 +1,193 @@
+"""`invoke rebuild RELEASE`: makes a released image again, and says whether it came out the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from invoke.exceptions import Exit
+from pydantic import Field, ValidationError
+
+from vmimage import host, pipeline
+from vmimage.cache.changes import differences
+from vmimage.cache.store import ROOM, Store
+from vmimage.commands.diff.report import DIFFERENT, LIMIT, tell
+from vmimage.commands.diff.subject import Subject, find_subject
+from vmimage.commands.session import session
+from vmimage.plan import Plan
+from vmimage.stages.export import ExportStage
+from vmimage.stages.fetch import fetch_stage
+from vmimage.stages.release.manifest import MANIFEST, Facts, Manifest, Text, first_reason
+from vmimage.stages.stage import BuildContext, StoredStage
+from vmimage.stages.verify.subject import File
+from vmimage.util.console import Console
+from vmimage.util.errors import InputError
+from vmimage.util.files import fullness_told, place
+from vmimage.util.settings import Options
+
+REMADE = ("base", "bake", "export")
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
+
+
+class Made(Facts):
+    """Inputs of a stage; those that are the host's and not the project's."""
+
+    tools: dict[Text, Text] = Field(default_factory=dict)
+    period: Text = ""
+    mirrors: list[Text] = Field(default_factory=list)
+
+
+class Inputs(Facts):
+    """Inputs of the stages that are made again."""
+
+    base: Made
+    bake: Made
+    export: Made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a manifest says of the stages that are made again.
+
+    Attributes:
+        keys: Stage -> key of its result.
+        raw: Stage -> its inputs, as they were written.
+        commit: Of the sources; nothing where it is not known.
+    """
+
+    keys: Mapping[str, str]
+    inputs: Inputs
+    raw: Mapping[str, Mapping[str, object]]
+    commit: str
+
+    def plan(self, plan: Plan) -> Plan:
+        """Return a plan as it was on the release's host, at that time."""
+        base = self.inputs.base
+        tools = {**plan.tools, **base.tools, **self.inputs.export.tools}
+        return replace(plan, period=base.period, debian_mirrors=tuple(base.mirrors), tools=tools)
+
+
+def rebuild(text: str, chosen: Options, *, json: bool) -> None:
+    """Make a release again from its manifest, in an empty place, and compare the files.
+
+    Raises:
+        Exit: What came out differs: exit code 7.
+    """
+    with session(chosen, json_lines=json, log="rebuild") as (console, store):
+        subject = find_subject(str(Path(text).parent) if Path(text).name == MANIFEST else text, chosen.dist, console)
+        if not subject.manifest:
+            raise InputError(f"{text} is no release", hint=f"name its folder or {MANIFEST}, or IMAGE or IMAGE/VERSION")
+        known = recorded(subject.manifest)
+        host.require(host.BUILD_TOOLS)
+        plan = pipeline.plan_image(subject.manifest.image, chosen)
+        for warning in require_same_sources(plan, pipeline.build_context(chosen, store), known):
+            console.warn(warning)
+        plan = replace(plan, period=known.inputs.base.period)
+        with store.workspace("rebuild") as work, fullness_told(store.root, ROOM):
+            files = remake(plan, chosen, store, work, console)
+            digests = {kind: str(file["sha256"]) for kind, file in files.items()}
+            wanted = {kind: file.sha256 for kind, file in subject.manifest.files.items()}
+            same = all(digests.get(kind) == digest for kind, digest in wanted.items())
+            for line in digest_lines(wanted, digests):
+                console.say(line)
+            if not same:
+                made = Subject(
+                    name=f"{subject.manifest.image}, made again",
+                    file=File(kind=subject.file.kind, path=Path(str(files[subject.file.kind]["path"]))),
+                    sizes={kind: int(str(file["bytes"])) for kind, file in files.items()},
+                    manifest=None,
+                )
+                tell([subject, made], store, console, limit=LIMIT)
+        console.event("result", same=same, files=digests, recorded=wanted)
+        console.say(f"\n{'identical: every file is the released one, byte for byte' if same else 'not identical'}")
+        if not same:
+            raise Exit(code=DIFFERENT)
+
+
+def recorded(manifest: Manifest) -> Recorded:
+    """Return what a manifest says of the stages.
+
+    Raises:
+        InputError: It says too little to make the image again.
+    """
+    told: Mapping[str, Any] = manifest.model_extra or {}
+    keys = {name: stage.key for name, stage in manifest.stages.items() if name in REMADE and stage.key}
+    try:
+        inputs = Inputs.model_validate(told.get("inputs"))
+        if set(keys) != set(REMADE) or not inputs.base.period:
+            raise ValueError("keys of its stages, or the time of its packages")
+    except ValueError as error:
+        why = first_reason(error) if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"{MANIFEST} does not tell what the release was made from: {why}") from None
+    git = told.get("git")
+    commit = git.get("commit") if isinstance(git, dict) else ""
+    known = COMMIT.fullmatch(commit) if isinstance(commit, str) else None
+    return Recorded(keys=keys, inputs=inputs, raw=told["inputs"], commit=known[0] if known else "")
+
+
+def require_same_sources(plan: Plan, context: BuildContext, known: Recorded) -> list[str]:
+    """Check that this checkout has all that the release was made from; returns what else differs, for people.
+
+    The stages of this checkout are planned with the release's time, mirrors and tools: the same keys then say that all
+    other inputs are the same, to the last file.
+
+    Raises:
+        InputError: Something of the project is another.
+    """
+    then = known.plan(plan)
+    stages = _stages(then, context)
+    if {name: stages[name].key for name in REMADE} != known.keys:
+        told = [text for name in REMADE for text in differences(known.raw[name], stages[name].inputs)]
+        listed = "\n    ".join(told or ["a provision step, or a file that one lays"])
+        where = f"its sources are those of `git checkout {known.commit}`" if known.commit else "check out its sources"
+        raise InputError(f"this checkout would make another image:\n    {listed}", hint=where)
+    warnings = [
+        f"{tool} is {plan.tools[tool]} here, and was {was}"
+        for tool, was in then.tools.items()
+        if plan.tools.get(tool, was) != was
+    ]
+    if plan.debian_mirrors != then.debian_mirrors:
+        warnings.append("Debian's packages come from another mirror than they did")
+    return warnings
+
+
+def remake(plan: Plan, chosen: Options, store: Store, work: Path, console: Console) -> dict[str, Mapping[str, object]]:
+    """Make the files of an image in a cache of its own; returns format -> name, path, bytes and SHA-256.
+
+    Args:
+        work: A folder for that cache, which has to stay as long as the files are needed.
+    """
+    shared = pipeline.build_context(chosen, store, console)
+    fetch = fetch_stage(plan, shared)
+    with console.stage(fetch.name, fetch.why) as step:
+        fetch.obtain(step, fresh=False, check=True)
+    own = Store(work / "cache")
+    for file in plan.files:
+        place(store.file(file.sha256), own.file(file.sha256))
+    stages = _stages(plan, replace(shared, store=own, made=set(), seconds={}))
+    for stage in stages.values():
+        with console.stage(stage.name, stage.why) as step:
+            stage.obtain(step, fresh=False, check=False)
+    export = stages["export"]
+    assert isinstance(export, ExportStage)  # noqa: S101 - it is the stage of this name
+    folder = export.result.path
+    return {kind: {**facts, "path": folder / str(facts["name"])} for kind, facts in export.exported.items()}
+
+
+def digest_lines(wanted: Mapping[str, str], made: Mapping[str, str]) -> list[str]:
+    """Return what came of each file, for people."""
+    lines = []
+    for kind, digest in wanted.items():
+        now = made.get(kind, "")
+        lines.append(f"{kind}: {'the same' if now == digest else 'differs'}, {digest}")
+        lines += [f"{' ' * len(kind)}  made again: {now or 'not'}"] * (now != digest)
+    return lines
+
+
+def _stages(plan: Plan, context: BuildContext) -> dict[str, StoredStage]:
+    """Return the stages that are made again, by name and in order."""
+    stages = pipeline.stages_of(plan, context)
+    return {each.name: each for each in stages if isinstance(each, StoredStage) and each.name in REMADE}
