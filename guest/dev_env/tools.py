@@ -27,6 +27,13 @@ from dev_env.console import say
 
 LEADING_AWAY = ("KUBE", "HELM_")
 """Variables that begin so lead kubectl or helm to another cluster, namespace or user, or change how they answer."""
+BUSY = (
+    "Please retry", "stream error", "TLS handshake timeout", "http2: client connection lost", "unexpected EOF",
+    "connection reset by peer", "server is currently unable to handle the request", "the server was unable to return",
+    "etcdserver: request timed out", "Too Many Requests",
+)  # fmt: skip
+"""What kubectl and helm say of a cluster that is there and gave up in the middle: an answer may take it a minute."""
+AGAIN_SECONDS = 5.0
 PLACES = frozenset({
     "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_REGISTRY_CONFIG", "HELM_REPOSITORY_CACHE",
     "HELM_REPOSITORY_CONFIG",
@@ -168,12 +175,23 @@ class _Taken:
 
 
 def ask(argv: Sequence[str], *, seconds: float = PROGRAM_SECONDS) -> Any:
-    """Run a command that answers in JSON.
+    """Run a command that changes nothing and answers in JSON; again, while the cluster is too busy to answer it.
+
+    Args:
+        seconds: For all attempts together.
 
     Raises:
         Failure: It failed, or its answer is no JSON.
     """
-    output = run(argv, seconds=seconds)
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            output = run(argv, seconds=max(1.0, end - time.monotonic()))
+            break
+        except Failure as failure:
+            if not any(text in str(failure) for text in BUSY) or time.monotonic() + AGAIN_SECONDS > end:
+                raise
+        time.sleep(AGAIN_SECONDS)
     try:
         return json.loads(output) if output.strip() else None
     except (ValueError, RecursionError) as error:

@@ -54,6 +54,43 @@ def test_program_that_does_not_end_is_ended(programs: Path, monkeypatch: pytest.
         os.kill(int((programs / "pid").read_text()), 0)
 
 
+SAID_BY_HELM = """\
+E1128 08:06:58.441709    7602 request.go:1198] "Unexpected error when reading response body" err="stream error: stream \
+ID 3; INTERNAL_ERROR; received from peer"
+Error: list: failed to list: unexpected error when reading response body. Please retry. Original error: stream error"""
+
+
+def test_what_only_asks_is_asked_again_while_the_cluster_is_too_busy(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """helm said so of the real k3s, emulated on two processors."""
+    monkeypatch.setattr(tools, "AGAIN_SECONDS", 0.01)
+    monkeypatch.chdir(programs)
+    (programs / "said").write_text(SAID_BY_HELM)
+    program(programs, "helm", "echo x >> asked; [ $(wc -l < asked) -gt 2 ] && { echo []; exit; }; cat said >&2; exit 1")
+    assert tools.ask(["helm", "list"]) == []
+    assert (programs / "asked").read_text() == "x\n" * 3
+    # Only what changes nothing may be done twice.
+    (programs / "asked").unlink()
+    with pytest.raises(Failure, match="Please retry"):
+        tools.run(["helm", "upgrade"])
+    assert (programs / "asked").read_text() == "x\n"
+
+
+def test_what_is_wrong_is_not_asked_again_and_a_busy_cluster_not_for_ever(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "AGAIN_SECONDS", 0.01)
+    monkeypatch.chdir(programs)
+    program(programs, "helm", "echo x >> asked; echo Error: no such flag >&2; exit 1")
+    with pytest.raises(Failure, match="no such flag"):
+        tools.ask(["helm", "list"])
+    assert (programs / "asked").read_text() == "x\n"
+    program(programs, "helm", "echo Please retry >&2; exit 1")
+    with pytest.raises(Failure, match="Please retry"):
+        tools.ask(["helm", "list"], seconds=0.2)
+
+
 def test_child_that_holds_the_pipe_does_not_hold_us(programs: Path) -> None:
     program(programs, "leaves", "sleep 20 & echo $!")
     begun = time.monotonic()
