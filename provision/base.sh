@@ -57,6 +57,8 @@ chroot "$root" systemctl --quiet disable grub-common.service
     sed /force-unsafe-io/d "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 } > "$root/etc/dpkg/dpkg.cfg.d/50-vmimage"
 rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
+# Of those that it gave to apt, these speak of this build only.
+sed -i '/^Acquire::/d; /^Dir::/d' "$root/etc/apt/apt.conf.d/99mmdebstrap"
 
 if [ "$INITRD_DRIVERS" ]; then
     # initramfs-tools passes over a driver that is not there.

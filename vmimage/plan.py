@@ -86,6 +86,7 @@ class Plan:
         period: The span of time for which the base is good.
         project: The folder of the project, whose files the stages read.
         vulnerabilities: Which known ones keep the image from being released, if that is asked.
+        package_versions: Debian package -> version that it has to have; the mirror's newest where none is named.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Plan:
     period: str
     project: Path
     vulnerabilities: Vulnerabilities
+    package_versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def versions(self) -> dict[str, str]:

@@ -27,7 +27,7 @@ def test_stages_stand_in_their_order_and_each_on_the_one_before(tmp_path: Path) 
 def test_all_fields_of_a_stage_are_its_inputs(tmp_path: Path) -> None:
     base = the_stage(stages_of(plan_of("toolbox"), context_in(tmp_path)), BaseStage)
     assert set(base.inputs) == {"edition", "suite", "arch", "packages", "exclude", "keep", "initrd", "period",
-                                "mirrors", "files", "tools"}  # fmt: skip
+                                "mirrors", "files", "tools", "versions"}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.tools import context_in, plan_of, released
-from vmimage.commands.rebuild import REMADE, digest_lines, recorded, require_same_sources
+from vmimage.commands.rebuild import REMADE, digest_lines, other_debs, recorded, require_same_sources
 from vmimage.pipeline import stages_of
 from vmimage.plan import Plan
 from vmimage.stages.release.manifest import MANIFEST, Manifest, manifest_of
@@ -100,6 +100,27 @@ def test_commit_that_is_none_is_not_named(project: Path, tmp_path: Path, git: ob
 def test_manifest_that_tells_too_little_is_refused(project: Path, tmp_path: Path, inputs: object) -> None:
     with pytest.raises(InputError, match="does not tell what the release was made from"):
         recorded(manifest(then(project), tmp_path, inputs=inputs))
+
+
+@pytest.mark.parametrize("packages", [{"a\nPackage: *": "1"}, {"a": "1\nPin: x"}, {"-a": "1"}, {"a": ""}])
+def test_names_and_versions_of_packages_are_nothing_else(
+    project: Path, tmp_path: Path, packages: dict[str, str]
+) -> None:
+    with pytest.raises(InputError, match="is no package"):
+        recorded(manifest(then(project), tmp_path, packages=packages))
+
+
+def test_packages_and_their_files_are_known(project: Path, tmp_path: Path) -> None:
+    debs = [{"package": "a", "sha256": "0" * 64, "version": "1"}, {"package": "b", "sha256": "1" * 64}]
+    plan = then(project)
+    found = recorded(manifest(plan, tmp_path, packages={"a": "1", "b": "2"}, debs=debs))
+    assert found.packages == {"a": "1", "b": "2"}
+    assert other_debs(found.debs, {"a": "0" * 64, "b": "2" * 64, "c": "3" * 64}) == ["b"]
+
+
+def test_digest_of_a_deb_is_one(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not tell"):
+        recorded(manifest(then(project), tmp_path, debs=[{"package": "a", "sha256": "x"}]))
 
 
 @pytest.mark.parametrize("stages", [{}, {"base": {"key": "0" * 16}}])

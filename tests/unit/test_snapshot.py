@@ -13,7 +13,7 @@ from vmimage.plan import period
 from vmimage.spec.load import load_spec
 from vmimage.spec.model import Base
 from vmimage.spec.snapshot import snapshot_lines
-from vmimage.stages.base import parse_debs
+from vmimage.stages.base import parse_debs, preferences, require_versions
 from vmimage.util.errors import BuildError, InputError
 from vmimage.util.settings import options
 
@@ -128,3 +128,17 @@ def test_deb_of_which_the_lists_tell_too_little_fails_the_base(tmp_path: Path, l
     (tmp_path / "listed").write_text(LISTED.replace(line, "", 1))
     with pytest.raises(BuildError, match="the mirror's lists do not tell of b"):
         parse_debs(tmp_path / "listed")
+
+
+def test_versions_that_are_wanted_are_told_to_apt() -> None:
+    assert "".join(preferences({"a": "1:2-1+b1"})) == "Package: a\nPin: version 1:2-1+b1\nPin-Priority: 1001\n\n"
+
+
+def test_other_versions_than_those_that_are_wanted_fail_the_base() -> None:
+    require_versions({"a": "1"}, {})
+    require_versions({"a": "1"}, {"a": "1"})
+    with pytest.raises(BuildError) as refused:
+        require_versions({"a": "2", "c": "1"}, {"a": "1", "b": "1"})
+    assert refused.value.message.splitlines()[1:] == [
+        "    a 2 instead of 1", "    b is not there instead of 1", "    c 1 instead of nothing",
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from invoke.exceptions import Exit
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from vmimage import host, pipeline
 from vmimage.cache.changes import differences
@@ -17,7 +18,10 @@ from vmimage.cache.store import ROOM, Store
 from vmimage.commands.diff.report import DIFFERENT, LIMIT, tell
 from vmimage.commands.diff.subject import Subject, find_subject
 from vmimage.commands.session import session
+from vmimage.disk.dpkg import NAME, VERSION
 from vmimage.plan import Plan
+from vmimage.spec.pins import Sha256
+from vmimage.stages.base import DEBS
 from vmimage.stages.export import ExportStage
 from vmimage.stages.fetch import fetch_stage
 from vmimage.stages.release.manifest import MANIFEST, Facts, Manifest, Text, first_reason
@@ -40,6 +44,16 @@ class Made(Facts):
     mirrors: list[Text] = Field(default_factory=list)
 
 
+class Deb(Facts):
+    """A package file that an image was made from."""
+
+    package: Text
+    sha256: Sha256
+
+
+DEBS_LIST = TypeAdapter(list[Deb])
+
+
 class Inputs(Facts):
     """Inputs of the stages that are made again."""
 
@@ -56,12 +70,16 @@ class Recorded:
         keys: Stage -> key of its result.
         raw: Stage -> its inputs, as they were written.
         commit: Of the sources; nothing where it is not known.
+        packages: Debian package -> version.
+        debs: Debian package -> SHA-256 of its .deb.
     """
 
     keys: Mapping[str, str]
     inputs: Inputs
     raw: Mapping[str, Mapping[str, object]]
     commit: str
+    packages: Mapping[str, str]
+    debs: Mapping[str, str]
 
     def plan(self, plan: Plan) -> Plan:
         """Return a plan as it was on the release's host, at that time."""
@@ -70,13 +88,13 @@ class Recorded:
         return replace(plan, period=base.period, debian_mirrors=tuple(base.mirrors), tools=tools)
 
 
-def rebuild(text: str, chosen: Options, *, json: bool) -> None:
+def rebuild(text: str, chosen: Options, *, json_lines: bool) -> None:
     """Make a release again from its manifest, in an empty place, and compare the files.
 
     Raises:
         Exit: What came out differs: exit code 7.
     """
-    with session(chosen, json_lines=json, log="rebuild") as (console, store):
+    with session(chosen, json_lines=json_lines, log="rebuild") as (console, store):
         subject = find_subject(str(Path(text).parent) if Path(text).name == MANIFEST else text, chosen.dist, console)
         if not subject.manifest:
             raise InputError(f"{text} is no release", hint=f"name its folder or {MANIFEST}, or IMAGE or IMAGE/VERSION")
@@ -85,9 +103,9 @@ def rebuild(text: str, chosen: Options, *, json: bool) -> None:
         plan = pipeline.plan_image(subject.manifest.image, chosen)
         for warning in require_same_sources(plan, pipeline.build_context(chosen, store), known):
             console.warn(warning)
-        plan = replace(plan, period=known.inputs.base.period)
+        plan = replace(plan, period=known.inputs.base.period, package_versions=known.packages)
         with store.workspace("rebuild") as work, fullness_told(store.root, ROOM):
-            files = remake(plan, chosen, store, work, console)
+            files = remake(plan, known, chosen, store, work, console)
             digests = {kind: str(file["sha256"]) for kind, file in files.items()}
             wanted = {kind: file.sha256 for kind, file in subject.manifest.files.items()}
             same = all(digests.get(kind) == digest for kind, digest in wanted.items())
@@ -117,15 +135,31 @@ def recorded(manifest: Manifest) -> Recorded:
     keys = {name: stage.key for name, stage in manifest.stages.items() if name in REMADE and stage.key}
     try:
         inputs = Inputs.model_validate(told.get("inputs"))
+        debs = DEBS_LIST.validate_python(told.get("debs", []))
         if set(keys) != set(REMADE) or not inputs.base.period:
             raise ValueError("keys of its stages, or the time of its packages")
+        for name, version in manifest.packages.items():
+            if not NAME.fullmatch(name) or not VERSION.fullmatch(version):
+                raise ValueError(f"{name!r:.80} {version!r:.80} is no package")
     except ValueError as error:
         why = first_reason(error) if isinstance(error, ValidationError) else str(error)
         raise InputError(f"{MANIFEST} does not tell what the release was made from: {why}") from None
     git = told.get("git")
     commit = git.get("commit") if isinstance(git, dict) else ""
     known = COMMIT.fullmatch(commit) if isinstance(commit, str) else None
-    return Recorded(keys=keys, inputs=inputs, raw=told["inputs"], commit=known[0] if known else "")
+    return Recorded(
+        keys=keys,
+        inputs=inputs,
+        raw=told["inputs"],
+        commit=known[0] if known else "",
+        packages=manifest.packages,
+        debs={deb.package: deb.sha256 for deb in debs},
+    )
+
+
+def other_debs(known: Mapping[str, str], made: Mapping[str, str]) -> list[str]:
+    """Return the packages whose .deb has other bytes, though it has the same version."""
+    return sorted(name for name, digest in made.items() if known.get(name, digest) != digest)
 
 
 def require_same_sources(plan: Plan, context: BuildContext, known: Recorded) -> list[str]:
@@ -140,7 +174,7 @@ def require_same_sources(plan: Plan, context: BuildContext, known: Recorded) -> 
     then = known.plan(plan)
     stages = _stages(then, context)
     if {name: stages[name].key for name in REMADE} != known.keys:
-        told = [text for name in REMADE for text in differences(known.raw[name], stages[name].inputs)]
+        told = [f"{n}: {text}" for n in REMADE for text in differences(known.raw[n], stages[n].inputs)]
         listed = "\n    ".join(told or ["a provision step, or a file that one lays"])
         where = f"its sources are those of `git checkout {known.commit}`" if known.commit else "check out its sources"
         raise InputError(f"this checkout would make another image:\n    {listed}", hint=where)
@@ -154,7 +188,9 @@ def require_same_sources(plan: Plan, context: BuildContext, known: Recorded) -> 
     return warnings
 
 
-def remake(plan: Plan, chosen: Options, store: Store, work: Path, console: Console) -> dict[str, Mapping[str, object]]:
+def remake(
+    plan: Plan, known: Recorded, chosen: Options, store: Store, work: Path, console: Console
+) -> dict[str, Mapping[str, object]]:
     """Make the files of an image in a cache of its own; returns format -> name, path, bytes and SHA-256.
 
     Args:
@@ -171,6 +207,10 @@ def remake(plan: Plan, chosen: Options, store: Store, work: Path, console: Conso
     for stage in stages.values():
         with console.stage(stage.name, stage.why) as step:
             stage.obtain(step, fresh=False, check=False)
+    listed = json.loads((stages["base"].result.path / DEBS).read_text())
+    others = other_debs(known.debs, {deb["package"]: deb["sha256"] for deb in listed})
+    if others:
+        console.warn(f"the mirror's files of these packages are others, under the same versions: {', '.join(others)}")
     export = stages["export"]
     assert isinstance(export, ExportStage)  # noqa: S101 - it is the stage of this name
     folder = export.result.path

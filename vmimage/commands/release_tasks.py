@@ -87,4 +87,6 @@ def rebuild(
     """Make a release again, and tell whether it is the same."""
     from vmimage.commands.rebuild import rebuild as make_again
 
-    make_again(release, options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator), json=json)
+    make_again(
+        release, options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator), json_lines=json
+    )

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,9 @@ INITRD = "initrd.img"
 PACKAGES = "packages.json"
 DEBS = "debs.json"
 HOOK = PROJECT / "provision" / "base.sh"
+PREFERENCES = "preferences"
+MOST_TOLD = 20
+"""Packages that an error names one by one."""
 LIST_HOOK, LISTED = PROJECT / "provision" / "base-packages.sh", "packages.txt"
 """What writes, beside the root directory, what the mirror's lists say of its packages; and the name of that file."""
 
@@ -66,6 +69,7 @@ class BaseStage(StoredStage):
         sources: The same with credentials, which are no part of what comes out.
         files: Digests of the project's files that customize it.
         tools: Versions of tools that what comes out depends on.
+        versions: Package -> version that it has to have; the mirror's newest where none is named.
     """
 
     name = "base"
@@ -81,6 +85,7 @@ class BaseStage(StoredStage):
     mirrors: tuple[str, ...]
     files: Mapping[str, str]
     tools: Mapping[str, str]
+    versions: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[str, ...] = field(default=(), metadata=NO_INPUT, repr=False)
 
     @property
@@ -107,6 +112,7 @@ def base_stage(plan: Plan, context: BuildContext) -> BaseStage:
         sources=plan.debian_mirrors,
         files=digests(plan.project, [hook.relative_to(PROJECT) for hook in (LIST_HOOK, HOOK)]),
         tools={tool: plan.tools[tool] for tool in ("mmdebstrap", "mke2fs")},
+        versions=plan.package_versions,
     )
 
 
@@ -126,6 +132,7 @@ def mmdebstrap_command(base: BaseStage, tree: Path, hook: Path = HOOK) -> list[s
         # Archives of snapshots limit how often one may ask; apt waits longer each time, up to a minute.
         '--aptopt=Acquire::Retries "8"',
         '--aptopt=Acquire::Retries::Delay::Maximum "60"',
+        *([f'--aptopt=Dir::Etc::Preferences "{tree.with_name(PREFERENCES)}"'] if base.versions else []),
         # No flush after every file: a base that was cut short is thrown away.
         "--dpkgopt=force-unsafe-io",
         # dpkg(1): of the patterns that match a path, the last decides.
@@ -143,6 +150,7 @@ def make_base(base: BaseStage, work: Path, step: Step, hook: Path = HOOK) -> Map
     """Make disk.raw, the kernel and initrd to start it directly, packages.json and debs.json in `work`."""
     tree = work / "tree"
     step.now(f"unpack {len(base.packages)} packages and what they need")
+    (work / PREFERENCES).write_text("".join(preferences(base.versions)))
     with tempfile.TemporaryFile(dir=work) as sources:
         sources.write("".join(f"{line}\n" for line in base.sources).encode())
         sources.seek(0)
@@ -159,8 +167,10 @@ def make_base(base: BaseStage, work: Path, step: Step, hook: Path = HOOK) -> Map
     debs = parse_debs(work / LISTED)
     if {deb["package"]: deb["version"] for deb in debs} != packages:
         raise BuildError("the mirror's lists do not tell the digests of all packages that were unpacked")
+    require_versions(packages, base.versions)
     (work / DEBS).write_text(json.dumps(debs, indent=1) + "\n")
-    (work / LISTED).unlink()
+    for name in (LISTED, PREFERENCES):
+        (work / name).unlink()
     for name, pattern in ((KERNEL, "vmlinuz-*"), (INITRD, "initrd.img-*")):
         shutil.copyfile(_only(tree / "boot", pattern), work / name)
     tree_bytes = disk_use(tree)
@@ -195,6 +205,32 @@ def installed_packages(tree: Path) -> dict[str, str]:
     """Return package -> version of everything installed in a root directory."""
     argv = ["dpkg-query", f"--admindir={tree / 'var/lib/dpkg'}", "-W", "-f", "${Package} ${Version}\n"]
     return dict(line.split(maxsplit=1) for line in run(argv).output.splitlines())
+
+
+def preferences(versions: Mapping[str, str]) -> Iterator[str]:
+    """Yield what tells apt to take these versions, also if they are older than others; see apt_preferences(5)."""
+    for name, version in versions.items():
+        yield f"Package: {name}\nPin: version {version}\nPin-Priority: 1001\n\n"
+
+
+def require_versions(installed: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Check that the packages of a base have the versions that they have to have.
+
+    Raises:
+        BuildError: The mirror has others.
+    """
+    others = [
+        f"{name} {installed.get(name, 'is not there')} instead of {wanted.get(name, 'nothing')}"
+        for name in sorted(installed.keys() | wanted.keys())
+        if installed.get(name) != wanted.get(name)
+    ]
+    if wanted and others:
+        more = [f"and {len(others) - MOST_TOLD} more"] if len(others) > MOST_TOLD else []
+        told = "\n    ".join([*others[:MOST_TOLD], *more])
+        raise BuildError(
+            f"the mirror does not have the packages that are wanted:\n    {told}",
+            hint="name one that keeps old packages: --deb-mirror https://snapshot.debian.org/archive/debian/TIME/",
+        )
 
 
 def parse_debs(listed: Path) -> list[dict[str, str | int]]:
