@@ -32,7 +32,7 @@ K3S = (REAL and os.environ.get("VMIMAGE_TEST_K3S_VERSION")) or VERSION
 # The real k3s takes ten minutes to be ready where it is emulated on two cores, and pods take one to start.
 BOOT_SECONDS = 3000.0 if REAL else 420.0
 BUILD_SECONDS = 4 * 3600 if REAL else 2400
-COMMAND_SECONDS = 600 if REAL else 60
+COMMAND_SECONDS = 600 if REAL else 180
 
 
 def stand_in_mirror(folder: Path) -> dict[str, str]:

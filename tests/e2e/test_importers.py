@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.importers import Tree, VirtualBox, install_libvirt, install_virtualbox
+from tests.e2e.conftest import Importers, released_file
+from tests.e2e.importers import Tree, VirtualBox
 from tests.tools import context_in, plan_of
 from vmimage import PROJECT
 from vmimage.formats.box import vagrantfile
@@ -46,17 +46,17 @@ DAEMONS = "set -e; virtlogd --daemon; libvirtd --daemon; cd /root/run; "
 
 
 @pytest.fixture(scope="session")
-def virtualbox(tmp_path_factory: pytest.TempPathFactory) -> VirtualBox:
+def virtualbox(importers: Importers) -> VirtualBox:
     try:
-        return install_virtualbox(tmp_path_factory.mktemp("virtualbox"))
+        return importers.virtualbox.result()
     except BuildError as error:
         pytest.skip(f"VirtualBox cannot be had from this machine's Debian mirror: {error.message[-300:]}")
 
 
 @pytest.fixture(scope="session")
-def libvirt(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+def libvirt(importers: Importers) -> Tree:
     try:
-        return install_libvirt(tmp_path_factory.mktemp("libvirt"))
+        return importers.libvirt.result()
     except BuildError as error:
         pytest.skip(f"libvirt and Vagrant cannot be had from this machine's Debian mirror: {error.message[-300:]}")
 
@@ -66,7 +66,7 @@ def boxes(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with Vagrant boxes of the disk that was released, which is `disk.raw`."""
     folder = tmp_path_factory.mktemp("boxes")
     disk = folder / "disk.raw"
-    run(["qemu-img", "convert", "-O", "raw", released(release, "qcow2"), disk])
+    run(["qemu-img", "convert", "-O", "raw", released_file(release, "qcow2"), disk])
     forwards = tuple((name, forward.host, forward.guest) for name, forward in FORWARDS.items())
     machine = Appliance(
         name="toolbox", version="1", vendor="a", summary="b", cpus=2, memory_mib=2048, forwards=forwards
@@ -79,13 +79,9 @@ def boxes(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def released(release: Path, kind: str) -> Path:
-    return release / str(json.loads((release / "manifest.json").read_text())["files"][kind]["name"])
-
-
 def test_virtualbox_imports_the_ova_as_the_machine_that_it_describes(release: Path, virtualbox: VirtualBox) -> None:
     inside = virtualbox.tree.path / "tmp"
-    shutil.copy(released(release, "ova"), inside / "toolbox.ova")
+    shutil.copy(released_file(release, "ova"), inside / "toolbox.ova")
     said = virtualbox.manage("import", "/tmp/toolbox.ova").output  # noqa: S108 - of the root directory
     assert "Successfully imported" in said
     assert "warning" not in said.lower()
@@ -108,7 +104,7 @@ def test_virtualbox_imports_the_ova_as_the_machine_that_it_describes(release: Pa
     assert {key: machine.get(key) for key in wanted} == wanted
     assert not [key for key in machine if key.startswith("storagecontrollername") and key != "storagecontrollername0"]
     assert sorted(value for key, value in machine.items() if key.startswith("Forwarding(")) == FORWARDED
-    same_disk(released(release, "qcow2"), "qcow2", virtualbox, machine)
+    same_disk(released_file(release, "qcow2"), "qcow2", virtualbox, machine)
     virtualbox.manage("unregistervm", "toolbox", "--delete")
 
 
@@ -144,7 +140,7 @@ def test_virtualbox_imports_what_is_in_the_vagrant_box(boxes: Path, virtualbox: 
 
 
 def test_virt_v2v_reads_the_ova(release: Path, libvirt: Tree) -> None:
-    shutil.copy(released(release, "ova"), libvirt.path / "tmp" / "toolbox.ova")
+    shutil.copy(released_file(release, "ova"), libvirt.path / "tmp" / "toolbox.ova")
     said = libvirt.run("virt-v2v", "--print-source", "-i", "ova", "/tmp/toolbox.ova").output  # noqa: S108
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in said.splitlines())}
     assert facts["source name"] == "toolbox"

@@ -71,6 +71,16 @@ def usual(scratch: Path) -> str:
 LATIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 PROXY = f"http://ci:{PASSWORD}@proxy.invalid:3128"
 
+# Of programs that do not ask for each other's: pip, git, kubectl, TLS, all of GNU, dpkg, Invoke.
+OTHERS = {
+    "PIP_USER": "1", "PIP_TARGET": "/none", "PIP_REQUIRE_VIRTUALENV": "1",
+    "GIT_DIR": "/none/.git", "GIT_WORK_TREE": "/none", "GIT_TRACE": "1",
+    "KUBECONFIG": "/none/config:/dev/null",
+    "SSL_CERT_FILE": "/none.pem", "REQUESTS_CA_BUNDLE": "/none.pem",
+    "POSIXLY_CORRECT": "1", "DPKG_COLORS": "always", "APT_LISTCHANGES_FRONTEND": "none",
+    "INVOKE_RUN_ECHO": "1", "INVOKE_TASKS_COLLECTION_NAME": "none",
+}  # fmt: skip
+
 # Name -> what is set, or taken away (None): the plan is the usual one, to the last key.
 SAME: dict[str, Run] = {
     "no HOME": Run(env={"HOME": None}),
@@ -84,20 +94,14 @@ SAME: dict[str, Run] = {
     "a locale without UTF-8": Run(env=LATIN),
     "a terminal without UTF-8": Run(env={"PYTHONIOENCODING": "ascii"}),
     "another language": Run(env={"LANG": "de_DE.UTF-8", "LANGUAGE": "de:fr", "LC_ALL": "de_DE.UTF-8"}),
-    "pip's settings": Run(env={"PIP_USER": "1", "PIP_TARGET": "/none", "PIP_REQUIRE_VIRTUALENV": "1"}),
     "Python without assertions": Run(env={"PYTHONOPTIMIZE": "2"}),
     "Python in development mode": Run(env={"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "ignore"}),
-    "a repository in the environment": Run(env={"GIT_DIR": "/none/.git", "GIT_WORK_TREE": "/none", "GIT_TRACE": "1"}),
-    "a cluster in the environment": Run(env={"KUBECONFIG": "/none/config:/dev/null"}),
     "proxies": Run(env={"http_proxy": PROXY, "https_proxy": PROXY, "no_proxy": "*"}),
-    "a company's certificates": Run(env={"SSL_CERT_FILE": "/none.pem", "REQUESTS_CA_BUNDLE": "/none.pem"}),
+    "settings of other programs": Run(env=OTHERS),
     "no temporary folder": Run(env={"TMPDIR": "/none"}),
     "no PATH": Run(env={"PATH": None}),
     "empty PATH": Run(env={"PATH": ""}),
     "a terminal of one column": Run(env={"COLUMNS": "1", "LINES": "1", "TERM": "dumb", "FORCE_COLOR": "1"}),
-    "strict POSIX": Run(env={"POSIXLY_CORRECT": "1"}),
-    "another dpkg": Run(env={"DPKG_COLORS": "always", "APT_LISTCHANGES_FRONTEND": "none"}),
-    "Invoke's own settings": Run(env={"INVOKE_RUN_ECHO": "1", "INVOKE_TASKS_COLLECTION_NAME": "none"}),
 }
 
 

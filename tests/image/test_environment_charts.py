@@ -28,6 +28,12 @@ def test_plain_tcp_gets_a_port_of_the_range_and_export_brings_all_back(host: Hos
     assert host.check_output("diff -r /tmp/first /tmp/second") == ""
 
 
+def test_plain_tcp_answers_at_its_port(host: Host, address: str) -> None:
+    (line,) = [line for line in host.check_output("dev-env services").splitlines() if "(port 7000)" in line]
+    port = line.split("localhost:")[1].split()[0]
+    seconds_until(lambda: host.run(f"echo hello | busybox timeout 5 busybox nc {address} {port}").stdout == "hello\n")
+
+
 def test_files_are_composed_and_what_is_not_wanted_any_more_goes(host: Host) -> None:
     assert "events" in host.check_output("helm list -A -q").split(), "left by the test before"
     override = '{"charts": {"orders": {"values": {"replicas": 2}}, "events": null}}'
@@ -38,12 +44,6 @@ def test_files_are_composed_and_what_is_not_wanted_any_more_goes(host: Host) -> 
     assert charts["orders"]["namespace"] == "backend"
     assert "events" not in charts
     assert host.check_output("kubectl -n backend get deployment orders -o jsonpath='{.spec.replicas}'") == "2"
-
-
-def test_plain_tcp_answers_at_its_port(host: Host, address: str) -> None:
-    (line,) = [line for line in host.check_output("dev-env up services").splitlines() if "(port 7000)" in line]
-    port = line.split("localhost:")[1].split()[0]
-    seconds_until(lambda: host.run(f"echo hello | busybox timeout 5 busybox nc {address} {port}").stdout == "hello\n")
     host.check_output("dev-env down")
 
 

@@ -46,16 +46,17 @@ print(asks.recv(512))
 """
 
 
-@pytest.fixture
-def neighbour(root: Host) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def neighbour(host: Host) -> Iterator[str]:
     """A host of the same network; yields what runs a command there."""
-    try:
-        root.check_output("printf %s | ip -batch -", MADE)
-        root.check_output("printf %s | ip -netns %s -batch -", MADE_THERE, NAMESPACE)
-        root.check_output("systemd-run --quiet --unit=listens python3 -c %s", LISTEN)
-        yield f"ip netns exec {NAMESPACE}"
-    finally:
-        root.run("systemctl stop listens; ip link delete entest0; ip netns delete %s", NAMESPACE)
+    with host.sudo():
+        try:
+            host.check_output("printf %s | ip -batch -", MADE)
+            host.check_output("printf %s | ip -netns %s -batch -", MADE_THERE, NAMESPACE)
+            host.check_output("systemd-run --quiet --unit=listens python3 -c %s", LISTEN)
+            yield f"ip netns exec {NAMESPACE}"
+        finally:
+            host.run("systemctl stop listens; ip link delete entest0; ip netns delete %s", NAMESPACE)
 
 
 def test_neighbours_reach_ssh_and_the_cluster_and_nothing_else(root: Host, neighbour: str) -> None:

@@ -7,7 +7,9 @@ time later: systemd-networkd, udev and others had the time to grab them.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -60,21 +62,52 @@ def seen(host: Host) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Begun:
+    """The interfaces as they were right after they were made, and when that was, by this host's monotonic clock."""
+
+    before: dict[str, Any]
+    seconds: float
+
+
 @pytest.fixture(scope="module")
-def made(host: Host) -> Iterator[dict[str, Any]]:
-    """The interfaces as they were right after they were made; some time has passed since, and networkd started anew."""
+def begun(host: Host) -> Iterator[Begun]:
+    """The interfaces, which have just been made."""
     with host.sudo():
         host.check_output("ip netns add %s", NAMESPACE)
         try:
             host.check_output("printf %s | ip -batch -", batch())
             inside = f"addr add {INSIDE}/24 dev eth0\nlink set eth0 up"
             host.check_output("printf %s | ip -netns %s -batch -", inside, NAMESPACE)
-            before = seen(host)
-            host.check_output("sleep %s", str(SECONDS))
-            yield before
+            yield Begun(seen(host), time.monotonic())
         finally:
             lines = [f"netns delete {NAMESPACE}", f"rule delete {RULE}", *(f"link delete {name}" for name in NAMES)]
             host.run("printf %s | ip -force -batch -", "\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def made(begun: Begun) -> dict[str, Any]:
+    """The interfaces as they were right after they were made; SECONDS have passed since."""
+    time.sleep(max(0.0, begun.seconds + SECONDS - time.monotonic()))
+    return begun.before
+
+
+@pytest.mark.usefixtures("begun")
+def test_disk_that_is_not_the_roots_keeps_its_free_space(root: Host) -> None:
+    """First in this file: meanwhile, the time passes for which the interfaces have to be there."""
+    # One partition of the type that the root has, and room behind it, as on a disk that somebody attaches.
+    root.check_output("mkdir /tmp/d && printf '[Partition]\\nType=root\\nSizeMaxBytes=16M\\n' > /tmp/d/1.conf")
+    make = "systemd-repart --empty=create --size=64M --dry-run=no --definitions=/tmp/d --json=short /tmp/other.raw"
+    root.check_output(make)
+    before = root.check_output("sha256sum /tmp/other.raw")
+    device = root.check_output("losetup --show --find --partscan /tmp/other.raw")
+    try:
+        root.check_output("udevadm settle && systemctl restart systemd-repart.service && udevadm settle")
+        assert root.check_output("sha256sum /tmp/other.raw") == before
+        assert "/" in root.check_output("lsblk -nro MOUNTPOINTS").split(), "the root is listed"
+        assert root.check_output("lsblk -nro MOUNTPOINTS %s", device) == ""
+    finally:
+        root.run("losetup --detach %s; rm -r /tmp/d /tmp/other.raw", device)
 
 
 def test_bridge_still_leads_into_the_namespace(root: Host, made: dict[str, Any]) -> None:
@@ -128,19 +161,3 @@ def test_cloud_init_does_not_wait_for_interfaces(root: Host, made: dict[str, Any
     assert root.check_output("find /etc/udev /run/udev -name '*cloud-init*hotplug*'") == ""
     started = "systemctl show -p ExecMainStartTimestampMonotonic --value cloud-init-hotplugd.service"
     assert root.check_output(started) == "0"
-
-
-def test_disk_that_is_not_the_roots_keeps_its_free_space(root: Host) -> None:
-    # One partition of the type that the root has, and room behind it, as on a disk that somebody attaches.
-    root.check_output("mkdir /tmp/d && printf '[Partition]\\nType=root\\nSizeMaxBytes=16M\\n' > /tmp/d/1.conf")
-    make = "systemd-repart --empty=create --size=64M --dry-run=no --definitions=/tmp/d --json=short /tmp/other.raw"
-    root.check_output(make)
-    before = root.check_output("sha256sum /tmp/other.raw")
-    device = root.check_output("losetup --show --find --partscan /tmp/other.raw")
-    try:
-        root.check_output("udevadm settle && systemctl restart systemd-repart.service && udevadm settle")
-        assert root.check_output("sha256sum /tmp/other.raw") == before
-        assert "/" in root.check_output("lsblk -nro MOUNTPOINTS").split(), "the root is listed"
-        assert root.check_output("lsblk -nro MOUNTPOINTS %s", device) == ""
-    finally:
-        root.run("losetup --detach %s; rm -r /tmp/d /tmp/other.raw", device)
