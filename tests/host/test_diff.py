@@ -5,16 +5,21 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from invoke.exceptions import Exit
 
-from tests.sandbox import Sandbox
+from tests.sandbox import Done, Sandbox
 from tests.tools import released
 from tests.unit.test_diff import CHANGELOG, entry
 from vmimage import PROJECT
+from vmimage.commands.diff.report import tell_difference
 from vmimage.formats.qcow2 import write_qcow2
 from vmimage.stages.base import write_disk
+from vmimage.util.settings import options
 
 DOC = "usr/share/doc/tool/changelog.Debian.gz"
 BEFORE: dict[str, bytes] = {
@@ -70,6 +75,31 @@ def here(tmp_path: Path) -> Sandbox:
     return Sandbox(PROJECT, tmp_path / "cache", tmp_path / "dist", {"VMIMAGE_ACCELERATOR": "tcg"})
 
 
+@dataclass(frozen=True)
+class Diff:
+    """What `invoke diff` does, in this process: starting one takes longer than comparing such small disks."""
+
+    here: Sandbox
+    capsys: pytest.CaptureFixture[str]
+
+    def __call__(self, a: Path | str, b: Path | str, **flags: Any) -> Done:
+        """Compare two images; returns what the command would end with, and say."""
+        status, said = 0, ""
+        chosen = {"json": False, "markdown": False, "deep": False, "limit": 40} | flags
+        self.capsys.readouterr()
+        try:
+            tell_difference(str(a), str(b), options(self.here.environment), **chosen)
+        except Exit as end:
+            status, said = end.code, end.message or ""
+        seen = self.capsys.readouterr()
+        return Done(status, seen.out, seen.err + said)
+
+
+@pytest.fixture
+def diff(here: Sandbox, capsys: pytest.CaptureFixture[str]) -> Diff:
+    return Diff(here, capsys)
+
+
 def test_the_same_disk_in_two_files_is_no_difference(here: Sandbox, images: Path) -> None:
     done = here.invoke("diff", str(images / "before.qcow2"), str(images / "again.qcow2"), "--json")
     assert done.returncode == 0, done.stderr
@@ -78,8 +108,8 @@ def test_the_same_disk_in_two_files_is_no_difference(here: Sandbox, images: Path
     assert result["images"][0]["sizes"]["qcow2"] != result["images"][1]["sizes"]["qcow2"]
 
 
-def test_what_differs_for_machines(here: Sandbox, images: Path) -> None:
-    done = here.invoke("diff", str(images / "before.qcow2"), str(images / "after.qcow2"), "--json")
+def test_what_differs_for_machines(diff: Diff, images: Path) -> None:
+    done = diff(images / "before.qcow2", images / "after.qcow2", json=True)
     assert done.returncode == 7, done.stderr
     found = {name: [event for event in done.events if event["event"] == name] for name in ("package", "pin", "file")}
     assert [(e["name"], e["change"], e["before"], e["after"], e["urgency"]) for e in found["package"]] == [
@@ -110,33 +140,35 @@ def test_what_differs_for_people_and_as_markdown(here: Sandbox, images: Path) ->
     assert markdown.stdout.rstrip().endswith("The images differ.")
 
 
-def test_image_that_does_not_tell_its_packages(here: Sandbox, images: Path) -> None:
-    done = here.invoke("diff", str(images / "bare.qcow2"), str(images / "after.qcow2"), "--json")
+def test_image_that_does_not_tell_its_packages(diff: Diff, images: Path) -> None:
+    done = diff(images / "bare.qcow2", images / "after.qcow2", json=True)
     assert done.returncode == 7
     assert [event for event in done.events if event["event"] in ("package", "pin")] == []
     assert len(done.event("result")["not_compared"]) == 2
 
 
-def test_releases_by_their_names(here: Sandbox, images: Path) -> None:
+def test_releases_by_their_names(diff: Diff, here: Sandbox, images: Path) -> None:
     for version, name in (("20261127-01234567", "before"), ("20261128-01234567", "again")):
         body = (images / f"{name}.qcow2").read_bytes()
         pins = {"helm": {"version": "v3.1", "sha256": version[:8] * 8}}
         released(here.dist, "toolbox", version, body, pins=pins)
-    done = here.invoke("diff", "toolbox/20261127-01234567", str(here.dist / "toolbox" / "20261128-01234567"))
+    done = diff("toolbox/20261127-01234567", here.dist / "toolbox" / "20261128-01234567")
     assert done.returncode == 7
     assert "Pins: 1 changed" in done.stdout, "another file under the same version"
-    assert here.invoke("diff", "toolbox", "toolbox").returncode == 0
+    assert diff("toolbox", "toolbox").returncode == 0
 
 
-def test_file_that_is_not_the_released_one(here: Sandbox, images: Path) -> None:
+def test_file_that_is_not_the_released_one(diff: Diff, here: Sandbox, images: Path) -> None:
     folder = released(here.dist, "toolbox", "20261127-01234567", b"x" * 100)
     (folder / "toolbox-20261127-01234567-amd64.qcow2").write_bytes((images / "before.qcow2").read_bytes())
-    done = here.invoke("diff", "toolbox", str(images / "before.qcow2"))
+    done = diff("toolbox", images / "before.qcow2")
     assert done.returncode == 6
     assert "is not what its manifest says" in done.stderr
 
 
-def test_deep_gives_diffoscope_the_files_that_differ(here: Sandbox, images: Path, tmp_path: Path) -> None:
+def test_deep_gives_diffoscope_the_files_that_differ(
+    diff: Diff, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     programs = tmp_path / "programs"
     programs.mkdir()
     stand_in = programs / "diffoscope"
@@ -145,37 +177,37 @@ def test_deep_gives_diffoscope_the_files_that_differ(here: Sandbox, images: Path
         'tar tf "$before"; tar xOf "$file" ./etc/bytes\nexit 1\n'
     )
     stand_in.chmod(0o755)
-    with_it = Sandbox(here.project, here.cache, here.dist, {"PATH": f"{programs}:{os.environ['PATH']}"})
-    done = with_it.invoke("diff", str(images / "before.qcow2"), str(images / "after.qcow2"), "--deep", "--json")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    done = diff(images / "before.qcow2", images / "after.qcow2", deep=True, json=True)
     assert done.returncode == 7, done.stderr
     said = done.event("deep")["text"]
     assert "./etc/removed" in said
     assert "./etc/same" not in said
     assert said.endswith("after!")
     stand_in.write_text("#!/bin/sh\necho it broke\nexit 2\n")
-    done = with_it.invoke("diff", str(images / "before.qcow2"), str(images / "after.qcow2"), "--deep")
+    done = diff(images / "before.qcow2", images / "after.qcow2", deep=True)
     assert done.returncode == 6
     assert "diffoscope failed with exit status 2: it broke" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("args", "status", "said"),
+    ("flags", "status", "said"),
     [
-        (["--json", "--markdown"], 2, "--json and --markdown: one of them"),
-        (["--limit", "-1"], 2, "--limit -1"),
-        (["--deep"], 3, "--deep needs diffoscope, which is not installed"),
+        ({"json": True, "markdown": True}, 2, "--json and --markdown: one of them"),
+        ({"limit": -1}, 2, "--limit -1"),
+        ({"deep": True}, 3, "--deep needs diffoscope, which is not installed"),
     ],
 )
-def test_wrong_options(here: Sandbox, images: Path, args: list[str], status: int, said: str) -> None:
-    if "--deep" in args and shutil.which("diffoscope"):
+def test_wrong_options(diff: Diff, images: Path, flags: dict[str, Any], status: int, said: str) -> None:
+    if "deep" in flags and shutil.which("diffoscope"):
         pytest.skip("it is installed here")
-    done = here.invoke("diff", str(images / "before.qcow2"), str(images / "again.qcow2"), *args)
+    done = diff(images / "before.qcow2", images / "again.qcow2", **flags)
     assert done.returncode == status
     assert said in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize("name", ["broken.qcow2", "none.qcow2", "cut.qcow2", "text.ova"])
-def test_what_is_no_image(here: Sandbox, images: Path, tmp_path: Path, name: str) -> None:
+def test_what_is_no_image(diff: Diff, here: Sandbox, images: Path, tmp_path: Path, name: str) -> None:
     path = images / name
     if name == "cut.qcow2":
         path = tmp_path / name
@@ -183,7 +215,7 @@ def test_what_is_no_image(here: Sandbox, images: Path, tmp_path: Path, name: str
     if name == "text.ova":
         path = tmp_path / name
         path.write_text("text")
-    done = here.invoke("diff", str(images / "before.qcow2"), str(path))
+    done = diff(images / "before.qcow2", path)
     assert done.returncode == (2 if name == "none.qcow2" else 6)
     assert name == "broken.qcow2" or name in done.stderr
     assert "Traceback" not in done.stderr

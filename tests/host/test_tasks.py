@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.sandbox import Sandbox
+from tests.sandbox import Done, Sandbox
 from tests.tools import released
 from tests.upstream import upstream
 from vmimage import PROJECT
@@ -81,51 +84,65 @@ def test_plan_for_machines(here: Sandbox) -> None:
     assert {event["stage"] for event in done.events if event["event"] == "plan"} >= {"fetch", "bake", "release"}
 
 
-@pytest.mark.parametrize(
-    ("args", "status", "said"),
-    [
-        (["plan", "tolbox"], 2, "images.yaml has no image 'tolbox' (did you mean 'toolbox'?)"),
-        (["build-image", "toolbox", "--deb-mirror", "x"], 2, "--deb-mirror 'x' is neither a URL nor"),
-        (["build-image", "toolbox", "--accelerator", "hvf"], 2, "--accelerator hvf: unknown"),
-        (["verify", "/none.qcow2"], 2, "there is no file /none.qcow2"),
-        (["run", "toolbox", "--firmware", "efi"], 2, "--firmware efi: not with --as kvm"),
-        (["run", "toolbox", "--as", "xen"], 2, "--as xen: unknown"),
-        (["run", "toolbox", "--as", "hyperv", "--firmware", "uefi"], 2, "--firmware uefi: not with --as hyperv"),
-        (["verify", "images.yaml"], 2, "images.yaml has no known format"),
-        (["build-image", "toolbox", "--matrix", "big"], 2, "--matrix big: unknown"),
-        (["run", "toolbox"], 2, "holds no release latest of toolbox"),
-        (["fetch", "toolbox", "--mirror", "x", "y"], 1, "No idea what 'y' is!"),
-        (["kubeconfig", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
-        (["bench", "speed"], 2, "there is no benchmark speed"),
-        (["bench", "build", "--runs", "0"], 2, "--runs 0: nothing would be measured"),
-        (["bench", "build", "--output", "/none/b.json"], 2, "--output /none/b.json: there is no such directory"),
-        (["share", "/none"], 2, "there is no directory /none"),
-        (["share", "tests", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
-        (["share", "tests", "--host-key", "MD5:00"], 2, "--host-key MD5:00: no fingerprint"),
-        (["kubeconfig", "--host-key", ""], 2, "--host-key : no fingerprint"),
-        (["size", "toolbox"], 2, "holds no release latest of toolbox"),
-        (["size", "--output", "a.png"], 2, "a.png: the picture is an SVG"),
-        (["update", "kubctl", "helm"], 2, "images.yaml has no pin 'kubctl' (did you mean 'kubectl'?)"),
-        (["update", "--check", "helm", "nohelm"], 2, "images.yaml has no pin 'nohelm' (did you mean 'helm'?)"),
-        (["update", "--upstream", "https://a/=http://b/"], 2, "http proves nothing of who answers"),
-        (["seed", "--ssh-key", "/none.pub"], 2, "there is no public ssh key at /none.pub"),
-        (["diff", "toolbox", "none.qcow2"], 2, "holds no release latest of toolbox"),
-        (["diff", "images.yaml", "images.yaml"], 2, "images.yaml has no known format"),
-        (["diff", "toolbox"], 1, "did not receive required positional arguments: 'b'"),
-        (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
-        (["build-image", "toolbox", "--sign", "/none"], 2, "there is no key /none"),
-        (["build-image", "--all", "--sign", "/none"], 2, "there is no key /none"),
-        (["sign", "toolbox"], 2, "there is no key to sign with"),
-        (["sign", "toolbox", "/none"], 2, "holds no release latest of toolbox"),
-        (["sign", "toolbox", "--with", "gpg"], 2, "there is no key to sign with"),
-        (["verify", "toolbox", "--signature"], 2, "No file of allowed signers is named"),
-        (["verify", "toolbox/20200101-00000000", "--allowed-signers", "x"], 2, "holds no release 20200101-00000000"),
-        (["verify", "toolbox", "--allowed-signers", "~nobody-has-this-name/x"], 2, "there is no such user"),
-        (["verify"], 1, "did not receive required positional arguments: 'file'"),
-    ],
-)
-def test_wrong_input(here: Sandbox, args: list[str], status: int, said: str) -> None:
-    done = here.invoke(*args)
+WRONG: list[tuple[list[str], int, str]] = [
+    (["plan", "tolbox"], 2, "images.yaml has no image 'tolbox' (did you mean 'toolbox'?)"),
+    (["build-image", "toolbox", "--deb-mirror", "x"], 2, "--deb-mirror 'x' is neither a URL nor"),
+    (["build-image", "toolbox", "--accelerator", "hvf"], 2, "--accelerator hvf: unknown"),
+    (["verify", "/none.qcow2"], 2, "there is no file /none.qcow2"),
+    (["run", "toolbox", "--firmware", "efi"], 2, "--firmware efi: not with --as kvm"),
+    (["run", "toolbox", "--as", "xen"], 2, "--as xen: unknown"),
+    (["run", "toolbox", "--as", "hyperv", "--firmware", "uefi"], 2, "--firmware uefi: not with --as hyperv"),
+    (["verify", "images.yaml"], 2, "images.yaml has no known format"),
+    (["build-image", "toolbox", "--matrix", "big"], 2, "--matrix big: unknown"),
+    (["run", "toolbox"], 2, "holds no release latest of toolbox"),
+    (["fetch", "toolbox", "--mirror", "x", "y"], 1, "No idea what 'y' is!"),
+    (["kubeconfig", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
+    (["bench", "speed"], 2, "there is no benchmark speed"),
+    (["bench", "build", "--runs", "0"], 2, "--runs 0: nothing would be measured"),
+    (["bench", "build", "--output", "/none/b.json"], 2, "--output /none/b.json: there is no such directory"),
+    (["share", "/none"], 2, "there is no directory /none"),
+    (["share", "tests", "--ssh-port", "9"], 3, "no machine answers ssh at dev@127.0.0.1:9"),
+    (["share", "tests", "--host-key", "MD5:00"], 2, "--host-key MD5:00: no fingerprint"),
+    (["kubeconfig", "--host-key", ""], 2, "--host-key : no fingerprint"),
+    (["size", "toolbox"], 2, "holds no release latest of toolbox"),
+    (["size", "--output", "a.png"], 2, "a.png: the picture is an SVG"),
+    (["update", "kubctl", "helm"], 2, "images.yaml has no pin 'kubctl' (did you mean 'kubectl'?)"),
+    (["update", "--check", "helm", "nohelm"], 2, "images.yaml has no pin 'nohelm' (did you mean 'helm'?)"),
+    (["update", "--upstream", "https://a/=http://b/"], 2, "http proves nothing of who answers"),
+    (["seed", "--ssh-key", "/none.pub"], 2, "there is no public ssh key at /none.pub"),
+    (["diff", "toolbox", "none.qcow2"], 2, "holds no release latest of toolbox"),
+    (["diff", "images.yaml", "images.yaml"], 2, "images.yaml has no known format"),
+    (["diff", "toolbox"], 1, "did not receive required positional arguments: 'b'"),
+    (["run", "--bogus"], 1, "No idea what '--bogus' is!"),
+    (["build-image", "toolbox", "--sign", "/none"], 2, "there is no key /none"),
+    (["build-image", "--all", "--sign", "/none"], 2, "there is no key /none"),
+    (["sign", "toolbox"], 2, "there is no key to sign with"),
+    (["sign", "toolbox", "/none"], 2, "holds no release latest of toolbox"),
+    (["sign", "toolbox", "--with", "gpg"], 2, "there is no key to sign with"),
+    (["verify", "toolbox", "--signature"], 2, "No file of allowed signers is named"),
+    (["verify", "toolbox/20200101-00000000", "--allowed-signers", "x"], 2, "holds no release 20200101-00000000"),
+    (["verify", "toolbox", "--allowed-signers", "~nobody-has-this-name/x"], 2, "there is no such user"),
+    (["verify"], 1, "did not receive required positional arguments: 'file'"),
+]
+"""Arguments, the exit status, and a part of what is said."""
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> list[Done]:
+    """What comes of WRONG: a start of Python for each would take a minute."""
+    folder = tmp_path_factory.mktemp("wrong")
+    here = Sandbox(PROJECT, folder / "cache", folder / "dist", {"VMIMAGE_ACCELERATOR": "tcg"})
+    argv = [sys.executable, "-m", "tests.many_invokes"]
+    lists = json.dumps([args for args, _, _ in WRONG])
+    done = subprocess.run(
+        argv, cwd=PROJECT, env=here.environment, input=lists, capture_output=True, text=True, check=True
+    )
+    return [Done(*each) for each in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)), ids=[" ".join(args) for args, _, _ in WRONG])
+def test_wrong_input(wrong: list[Done], number: int) -> None:
+    done, (_, status, said) = wrong[number], WRONG[number]
     assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr
