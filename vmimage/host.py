@@ -208,12 +208,16 @@ def debian_mirrors(suite: str, override: str | None) -> list[str]:
     """Return the sources.list lines to take a Debian suite from; none for mmdebstrap's own default.
 
     Args:
-        override: URL of a mirror, or whole `deb …` lines, separated by newlines or semicolons.
+        override: URL of a mirror, or whole `deb …` lines, separated by semicolons.
 
     A Debian host's own mirrors are used for any suite, since companies often reach no other.
     """
     if override:
-        parts = [part.strip() for part in override.replace(";", "\n").splitlines() if part.strip()]
+        parts = [part.strip(" ") for part in override.split(";") if part.strip(" ")]
+        if not parts:
+            raise InputError(
+                f"--deb-mirror {override!r} names no mirror", hint="leave it out for this host's own mirrors"
+            )
         return [_source_line(part, suite) for part in parts]
     if not shutil.which("apt-get"):
         return []
@@ -240,8 +244,9 @@ def _source_line(text: str, suite: str) -> str:
     """
     line = _DEB_LINE.fullmatch(text)
     uri = line["uri"] if line else text
-    if not _SCHEMES.match(uri) or (not line and re.search(r"\s", text)):
-        hint = "a URL, or `deb [OPTIONS] URI SUITE COMPONENTS`; file:///srv/debian for a directory"
+    # Each becomes a line of sources.list: what holds the end of one would be two.
+    if not text.isprintable() or not _SCHEMES.match(uri) or (not line and re.search(r"\s", text)):
+        hint = "a URL, or `deb [OPTIONS] URI SUITE COMPONENTS`; file:///srv/debian for a directory; several with ;"
         raise InputError(f"--deb-mirror {text!r} is neither a URL nor a `deb …` line", hint=hint)
     if uri.lower().startswith(("file:", "copy:")):
         uri = _copied(uri)

@@ -169,6 +169,17 @@ def test_data_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
         read_tracker(tmp_path / "data")
 
 
+def test_data_that_would_fill_the_memory_are_refused_before_they_are_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmimage.stages.release.gate.tracker.MOST_VALUES", LEAST_PACKAGES + 2)
+    (tmp_path / "data").write_text(json.dumps(FILLING))
+    assert read_tracker(tmp_path / "data") == FILLING
+    (tmp_path / "data").write_text(json.dumps({**FILLING, "a": [[], []]}))
+    with pytest.raises(InputError, match="more than 1002 objects and lists"):
+        read_tracker(tmp_path / "data")
+
+
 def test_data_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no data of Debian's security tracker: .*No such file"):
         read_tracker(tmp_path / "data")
@@ -185,6 +196,12 @@ def test_data_that_are_not_there_are_refused(tmp_path: Path) -> None:
         {"CVE-2026-0001": in_trixie("open", urgency=None)},
         {"CVE-2026-0001": in_trixie("resolved", fixed_version="a b")},
         {"CVE-2026-0001": in_trixie("resolved", fixed_version=1)},
+        {"CVE-2026-0001": in_trixie("resolved", fixed_version="a:b:c")},
+        {"CVE-2026-0001": in_trixie("resolved", fixed_version=":::")},
+        {"CVE-2026-0001": in_trixie("resolved", fixed_version="1:")},
+        {"\x1b]0;x\x07 CVE": in_trixie("open")},
+        {"C" * 100_000: in_trixie("open")},
+        {"": in_trixie("open")},
     ],
 )
 def test_nonsense_about_a_package_is_refused(entries: Any) -> None:

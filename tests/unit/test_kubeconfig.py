@@ -30,7 +30,10 @@ OURS = renamed(K3S, "dev-env", "https://127.0.0.1:6443")
 
 
 def test_names_and_server_are_ours() -> None:
-    assert OURS["clusters"][0]["cluster"] == {"certificate-authority-data": "Q0E=", "server": "https://127.0.0.1:6443"}
+    server = "https://127.0.0.1:6443"
+    mark = {"name": "vmimage", "extension": {"server": server}}
+    wanted = {"certificate-authority-data": "Q0E=", "server": server, "extensions": [mark]}
+    assert OURS["clusters"][0]["cluster"] == wanted
     assert OURS["contexts"] == [{"name": "dev-env", "context": {"cluster": "dev-env", "user": "dev-env"}}]
 
 
@@ -40,11 +43,13 @@ def machines(cluster: str = "{certificate-authority-data: Q0E=}", user: str = "{
 
 
 def test_token_does_as_well() -> None:
-    assert renamed(machines(), "x", "https://localhost:6443") == {
+    server = "https://localhost:6443"
+    mark = {"name": "vmimage", "extension": {"server": server}}
+    assert renamed(machines(), "x", server) == {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [
-            {"name": "x", "cluster": {"certificate-authority-data": "Q0E=", "server": "https://localhost:6443"}}
+            {"name": "x", "cluster": {"certificate-authority-data": "Q0E=", "server": server, "extensions": [mark]}}
         ],
         "users": [{"name": "x", "user": {"token": "x"}}],
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
@@ -183,3 +188,28 @@ def test_name_of_a_context_is_one_that_can_be_typed() -> None:
     for wrong in ("", " a", "a\nb", "\x1b[31m", "x" * 201):
         with pytest.raises(InputError, match="no name of a context"):
             require_name(wrong)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "a b", "a\nb", "-x", "a/b", "a@b", "a:b", "a?b#c", "a\x1b[2Jb", "http://x", "[::1]", "x" * 5000, "..", "1.2.3",
+     "0x7f.1", "\u0663", "a\u202eb", "fe80::1%a/b", "fe80::1%a\nb", "a..b", "b-.a"],
+)  # fmt: skip
+def test_host_that_is_none_is_refused_before_anybody_is_asked(host: str) -> None:
+    for made in (lambda: server_url(host, 6443), lambda: Address(host=host)):
+        with pytest.raises(InputError, match=r"(?s)--host .*neither the name of a host nor an address") as refused:
+            made()
+        assert len(refused.value.message) < 200
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "10.0.0.7", "::1", "fe80::1%eth0", "my_box.lan.", "xn--bcher-kva.example"]
+)
+def test_host_that_is_one_is_taken(host: str) -> None:
+    assert Address(host=host).host == host
+    assert server_url(host, 6443).startswith("https://")
+
+
+def test_port_of_kubernetes_is_one() -> None:
+    with pytest.raises(InputError, match="--kubernetes-port"):
+        server_url("localhost", 0)

@@ -55,6 +55,53 @@ def test_entry_of_the_same_name_with_another_server_needs_force() -> None:
     assert merged(present, OURS, force=True) == merged({}, OURS)
 
 
+def marked(server: str) -> dict[str, Any]:
+    return {"name": "vmimage", "extension": {"server": server}}
+
+
+def test_our_entry_of_another_port_is_replaced_and_what_others_note_in_it_stays() -> None:
+    present = merged({}, renamed(K3S, "dev-env", "https://localhost:7443"))
+    present["clusters"][0]["cluster"]["extensions"].insert(0, {"name": "other", "extension": {"x": 1}})
+    present["contexts"][0]["context"]["namespace"] = "shop"
+    after = merged(present, OURS)
+    assert after["clusters"][0]["cluster"]["server"] == SERVER
+    assert [each["name"] for each in after["clusters"][0]["cluster"]["extensions"]] == ["other", "vmimage"]
+    assert after["contexts"][0]["context"] == {"namespace": "shop", "cluster": "dev-env", "user": "dev-env"}
+    assert merged(after, OURS) == after
+    assert removed(after, "dev-env", SERVER)["clusters"] == []
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        {"extensions": []},
+        {"extensions": "vmimage"},
+        {"extensions": [{"name": "vmimage"}]},
+        {"extensions": [{"name": "vmimage", "extension": "https://127.0.0.1:7443"}]},
+        {"extensions": [{"name": "other", "extension": {"server": "https://127.0.0.1:7443"}}]},
+        {"extensions": [marked(SERVER)]},
+        {"server": "https://corp.invalid:7443"},
+        {"server": "https://corp.invalid:7443", "extensions": [marked("https://corp.invalid:7443")]},
+        {"server": "http://127.0.0.1:7443", "extensions": [marked("http://127.0.0.1:7443")]},
+        {"server": ["https://127.0.0.1:7443"]},
+        {"proxy-url": "http://proxy.invalid"},
+    ],
+)
+def test_what_is_not_marked_for_its_server_is_not_replaced(cluster: dict[str, Any]) -> None:
+    present = merged({}, renamed(K3S, "dev-env", "https://127.0.0.1:7443"))
+    present["clusters"][0]["cluster"] |= cluster
+    with pytest.raises(InputError, match="has a cluster dev-env already"):
+        merged(present, OURS)
+
+
+def test_context_and_user_that_were_put_to_other_use_are_not_replaced() -> None:
+    present = merged({}, renamed(K3S, "dev-env", "https://127.0.0.1:7443"))
+    present["clusters"].append({"name": "corp", "cluster": {"server": "https://corp.invalid"}})
+    present["contexts"].append({"name": "corp", "context": {"cluster": "corp", "user": "dev-env"}})
+    with pytest.raises(InputError, match="user dev-env already, of the context corp"):
+        merged(present, OURS)
+
+
 def config(text: str) -> Config:
     """Return ours with other entries before them, or in their place."""
     base = merged({}, OURS)
@@ -125,7 +172,7 @@ def test_namespace_of_our_context_stays_when_the_machine_is_a_new_one() -> None:
     present["clusters"][0]["cluster"] |= {"extensions": [1], "certificate-authority-data": "b2xk"}
     after = merged(present, OURS)
     assert after["contexts"][0]["context"] == {"cluster": "dev-env", "user": "dev-env", "namespace": "shop"}
-    assert after["clusters"][0]["cluster"] == {**OURS["clusters"][0]["cluster"], "extensions": [1]}
+    assert after["clusters"][0]["cluster"] == {**OURS["clusters"][0]["cluster"], "extensions": [1, marked(SERVER)]}
 
 
 @pytest.mark.parametrize("server", ["https://localhost:6443", "https://127.0.0.1:6443/", "https://[::1]:6443"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import json
 import stat
+import tarfile
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -236,3 +238,67 @@ def test_python_of_debian_is_not_listed_twice(tmp_path: Path) -> None:
 def test_disk_without_packages_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VerifyError, match="the image has no file /var/lib/dpkg/status"):
         write_package_root(tree(tmp_path, {}), tmp_path / "root")
+
+
+@pytest.mark.parametrize(
+    ("text", "declared"),
+    [
+        ("MIT OR Apache-2.0", "MIT OR Apache-2.0"),
+        ("MIT AND (BSD-3-Clause OR Apache-2.0)", "MIT AND (BSD-3-Clause OR Apache-2.0)"),
+        ("(", "NOASSERTION"),
+        ("(MIT OR " * 5000 + "MIT" + ")" * 5000, "NOASSERTION"),
+    ],
+)
+def test_expression_of_several_licences_is_one(tmp_path: Path, text: str, declared: str) -> None:
+    write_package_root(tree(tmp_path, {"/var/lib/dpkg/status": STATUS}), tmp_path / "root")
+    made = write_sboms(SUBJECT, tmp_path / "root", list(of_pin(pin(license=text), [])))
+    packages = {each["name"]: each["licenseDeclared"] for each in json.loads(made[SPDX])["packages"]}
+    assert packages["helm"] == declared
+    assert "helm" in made[CYCLONEDX]
+
+
+# What reads the files leaves them open when it fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        STATUS.replace("Source: good (1.0-1)", "Source: good (a b)"),
+        STATUS.replace("Status: install ok installed", "Status: installed"),
+    ],
+)
+def test_packages_that_no_sbom_can_speak_of_are_an_error(tmp_path: Path, wrong: str) -> None:
+    write_package_root(tree(tmp_path, {"/var/lib/dpkg/status": wrong}), tmp_path / "root")
+    with pytest.raises(VerifyError, match="no SBOM can be written") as refused:
+        write_sboms(SUBJECT, tmp_path / "root", [])
+    assert refused.value.hint
+    del refused
+    gc.collect()  # here, where the warning of it is ignored
+
+
+def test_packages_that_do_not_keep_to_utf8_are_in_the_sbom(tmp_path: Path) -> None:
+    texts = {"/var/lib/dpkg/status": STATUS, "/usr/share/doc/libgood1/copyright": COPYRIGHT}
+    found = tree(tmp_path, texts)
+    found.disk.write_bytes(found.disk.read_bytes().replace(b"Good", b"G\xf6\xf6d"))
+    write_package_root(found, tmp_path / "root")
+    assert "G\ufffd\ufffdd People" in write_sboms(SUBJECT, tmp_path / "root", [])[SPDX]
+
+
+def header(kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo("index.json")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("archive", "why"),
+    [
+        (header(tarfile.XHDTYPE, 1 << 30) + bytes(17 << 20), "header of more than"),
+        (header(tarfile.GNUTYPE_LONGNAME, 1 << 30) + bytes(17 << 20), "header of more than"),
+        (header(tarfile.REGTYPE, 1 << 40), "more than 64 GiB; pack"),
+        (packed({"index.json": b"{}"})[:1024] + packed({"index.json": b"{}"}), "two files index.json"),
+    ],
+)
+def test_archives_of_images_are_bounded_and_say_one_thing(tmp_path: Path, archive: bytes, why: str) -> None:
+    (tmp_path / "images").write_bytes(zstandard.compress(archive))
+    with pytest.raises(VerifyError, match=why):
+        images_in(tmp_path / "images")

@@ -165,6 +165,24 @@ def test_cleaning_while_a_result_is_published(store: Store, monkeypatch: pytest.
     assert store.get_or_make("stage", {}, make, QUIET).path.exists()
 
 
+def test_cleaning_between_a_folder_and_the_result_in_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned: list[bool] = []
+
+    def and_clean(path: Path) -> None:
+        if len(cleaned) < 3:  # each time anew
+            cleaned.append(path.is_dir())
+            care.remove_rest(Store(store.root))
+
+    monkeypatch.setattr("vmimage.cache.store.require_no_link_of_others", and_clean)
+    assert store.get_or_make("stage", {}, make, QUIET).path.exists()
+    assert cleaned == [True] * 3
+
+
+def test_result_that_is_gone_before_it_is_published_is_an_error(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.publish(tmp_path / "gone", store.root / "stage" / "x")
+
+
 def test_locks_of_what_has_ended_are_swept_away(store: Store) -> None:
     used = store.get_or_make("stage", {}, make, QUIET)
     store.use("stage", "0" * 16)

@@ -1,13 +1,38 @@
-"""The names that a machine may have."""
+"""The names that a machine may have, and those of hosts where one answers."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from vmimage.util.errors import InputError
 
 LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 LENGTH = 253
+# Of a name that is looked up; unlike that of a machine, it may have underscores, and a dot at its end.
+LOOKED_UP = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+
+
+def require_host(host: str, option: str) -> None:
+    """Check the name or the address of a host before anybody is asked for it, or it becomes a part of a URL.
+
+    Raises:
+        InputError: It is none.
+    """
+    labels = host.removesuffix(".").split(".")
+    good = len(host) <= LENGTH and all(LOOKED_UP.fullmatch(label) for label in labels)
+    # What looks like an IPv4 address has to be one: 1.2.3 and 0x7f.1 mean others to some programs.
+    if not good or re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1], re.IGNORECASE):
+        try:
+            ipaddress.ip_address(host)
+            good = host.isprintable() and not re.search(r"[\s/?#@\[\]]", host)
+        except ValueError:
+            good = False
+    if not good:
+        raise InputError(
+            f"{option} {host:.100}: neither the name of a host nor an address",
+            hint="for example 192.168.56.10, ::1 or dev.example.org (other scripts as xn--…), without a port",
+        )
 
 
 def require_hostname(name: object, where: str) -> None:

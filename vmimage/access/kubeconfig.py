@@ -12,14 +12,18 @@ from urllib.parse import urlsplit
 import paramiko
 import yaml
 
+from vmimage.access.hostname import require_host
 from vmimage.access.login import read_answer
 from vmimage.util.errors import HostError, InputError
+from vmimage.util.ports import require_port
 from vmimage.util.run import tail
 from vmimage.vm import bounded
 from vmimage.vm.limits import KUBECONFIG_SECONDS, SHOWN_LINES
 
 SOURCE = "/etc/rancher/k3s/k3s.yaml"
 SECTIONS = {"clusters": "cluster", "users": "user", "contexts": "context"}
+# The name of the extension by which an entry says that we wrote it, and for which server. Other programs keep it.
+MARK = "vmimage"
 AUTHORITY, TOKEN = "certificate-authority-data", "token"
 CERTIFICATE = ("client-certificate-data", "client-key-data")
 # Hosts that the certificate of every machine names. An address that DHCP gave it is not among them, nor is ::1.
@@ -66,7 +70,13 @@ def require_name(context: str) -> None:
 
 
 def server_url(host: str, port: int) -> str:
-    """Return the URL of a machine's cluster."""
+    """Return the URL of a machine's cluster.
+
+    Raises:
+        InputError: There is no such host or port.
+    """
+    require_host(host, "--host")
+    require_port(port, "--kubernetes-port")
     return f"https://[{host.replace('%', '%25')}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
@@ -81,17 +91,18 @@ def renamed(text: str, name: str, server: str) -> Config:
     """
     try:
         source = _parsed(text)
-        cluster = _taken(source, "clusters", {"server", AUTHORITY})
+        taken = _taken(source, "clusters", {"server", AUTHORITY})
         user = _taken(source, "users", {*CERTIFICATE, TOKEN})
-        if AUTHORITY not in cluster or not (TOKEN in user or user.keys() >= set(CERTIFICATE)):
+        if AUTHORITY not in taken or not (TOKEN in user or user.keys() >= set(CERTIFICATE)):
             raise ValueError("certificates are missing")
     except (yaml.YAMLError, ValueError) as error:
         raise HostError(
             f"{SOURCE} of the machine is not a kubeconfig of k3s: {error}", hint="`dev-env doctor` there"
         ) from error
-    cluster |= {"server": server}
+    cluster: Config = {**taken, "server": server}
     if urlsplit(server).hostname not in CERTIFIED:
         cluster |= {"tls-server-name": "localhost"}
+    cluster |= {"extensions": [{"name": MARK, "extension": {"server": server}}]}
     return {
         "apiVersion": "v1",
         "kind": "Config",

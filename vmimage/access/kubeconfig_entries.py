@@ -1,6 +1,7 @@
 """The entries of a machine in a kubeconfig. Their contents, not their names, tell which of them are ours.
 
-- A cluster is ours if it has our server and holds nothing that we do not write.
+- A cluster is ours if it has our server and holds nothing that we do not write. So it is with another port of the same
+  host, if its mark says that we wrote it for the server that it has.
 - A context is ours if it joins this cluster with the user of the same name.
 - A user is ours if such a context needs it, and no context that leads elsewhere does.
 
@@ -13,7 +14,7 @@ import copy
 from typing import Any
 from urllib.parse import urlsplit
 
-from vmimage.access.kubeconfig import AUTHORITY, CERTIFICATE, SECTIONS, TOKEN, Config
+from vmimage.access.kubeconfig import AUTHORITY, CERTIFICATE, MARK, SECTIONS, TOKEN, Config
 from vmimage.util.errors import InputError
 
 # What a machine's entry may say and still be ours: what we write, and what other programs note there for themselves.
@@ -37,7 +38,7 @@ def merged(present: Config, ours: Config, *, force: bool = False, use: bool = Fa
     """
     name, server = ours["current-context"], ours["clusters"][0]["cluster"]["server"]
     if not force:
-        _require_ours(present, name, server)
+        _require_ours(present, name, _at_other_port(present, name, server) or server)
     result = copy.deepcopy(present) or {"apiVersion": "v1", "kind": "Config"}
     for section, inner in SECTIONS.items():
         (new,) = ours[section]
@@ -45,7 +46,10 @@ def merged(present: Config, ours: Config, *, force: bool = False, use: bool = Fa
         first = next((index for index, entry in enumerate(entries) if entry["name"] == name), len(entries))
         kept = _kept(section, entries[first].get(inner) or {}) if first < len(entries) else {}
         _delete(entries, name)
-        entries.insert(first, {"name": name, inner: {**kept, **new[inner]}})
+        said = {**kept, **new[inner]}
+        if "extensions" in new[inner]:
+            said["extensions"] = [*_of_others(kept.get("extensions")), *new[inner]["extensions"]]
+        entries.insert(first, {"name": name, inner: said})
     if use or not result.get("current-context"):
         result["current-context"] = name
     return result
@@ -59,6 +63,30 @@ def _require_ours(present: Config, name: str, server: str) -> None:
                     f"the kubeconfig has a {inner} {name} already, {why}",
                     hint="give ours another name with --context, or replace that one with --force",
                 )
+
+
+def _at_other_port(present: Config, name: str, wanted: str) -> str:
+    """Return the server of our cluster of a name, if we wrote it for another port of the same host; else nothing."""
+    found = [entry.get("cluster") or {} for entry in _named(present, "clusters", name)]
+    servers = {each.get("server") for each in found if isinstance(each.get("server"), str)}
+    marks = [mark.get("extension") for each in found for mark in _extensions(each.get("extensions")) if _is_mark(mark)]
+    if len(servers) != 1 or len(marks) != len(found) or not all(isinstance(mark, dict) for mark in marks):
+        return ""
+    (server,) = servers
+    ours = all(mark.get("server") == server for mark in marks)
+    return str(server) if ours and _place(str(server))[:2] == _place(wanted)[:2] else ""
+
+
+def _of_others(extensions: object) -> list[Any]:
+    return [each for each in _extensions(extensions) if not _is_mark(each)]
+
+
+def _extensions(said: object) -> list[Any]:
+    return said if isinstance(said, list) else []
+
+
+def _is_mark(extension: object) -> bool:
+    return isinstance(extension, dict) and extension.get("name") == MARK
 
 
 def removed(present: Config, name: str, server: str, *, force: bool = False) -> Config:

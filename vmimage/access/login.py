@@ -13,6 +13,7 @@ from pathlib import Path
 import paramiko
 from paramiko.auth_strategy import AuthSource, AuthStrategy, InMemoryPrivateKey
 
+from vmimage.access.hostname import require_host
 from vmimage.access.identities import Identities, find_identities
 from vmimage.access.known_hosts import KINDS, host_name, known_keys, parse_fingerprint, record
 from vmimage.access.ssh_config import key_settings
@@ -43,6 +44,7 @@ class Address:
     host_key: str | None = None
 
     def __post_init__(self) -> None:
+        require_host(self.host, "--host")
         require_port(self.port, "--ssh-port")
         if self.host_key is not None:
             parse_fingerprint(self.host_key)

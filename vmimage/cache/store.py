@@ -310,12 +310,19 @@ class Store:
         `work` may be the workspace itself; an incomplete older `final` is replaced.
         """
         sync_tree(work)
-        # Late: `invoke clean` removes folders that are empty.
-        final.parent.mkdir(parents=True, exist_ok=True)
-        require_no_link_of_others(final.parent)
-        if final.is_dir() and work.is_dir():
-            remove_tree(final)
-        work.rename(final)
+        moved = False
+        while not moved:
+            # `invoke clean` removes folders that are empty, at any time before something is in this one.
+            final.parent.mkdir(parents=True, exist_ok=True)
+            require_no_link_of_others(final.parent)
+            if final.is_dir() and work.is_dir():
+                remove_tree(final)
+            try:
+                work.rename(final)
+                moved = True
+            except FileNotFoundError:
+                if not work.exists():
+                    raise
         sync(final.parent)
 
     def sweep(self) -> list[str]:

@@ -35,8 +35,9 @@ def add_context(
     """
     with session(chosen) as (console, _store):
         require_name(context)
+        server = server_url(where.host, where.kubernetes_port)
         with log_in(where.address(), chosen.known_hosts, console.warn) as client:
-            ours = renamed(fetch(client), context, server_url(where.host, where.kubernetes_port))
+            ours = renamed(fetch(client), context, server)
         if show:
             console.say(text_of(ours))
             return

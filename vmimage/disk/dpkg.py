@@ -22,7 +22,8 @@ MOST_CHANGELOG_BYTES = 1 << 20
 MOST_ENTRIES = 500
 
 NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{0,199}")
-VERSION = re.compile(r"[A-Za-z0-9.+~:-]{1,200}")
+VERSION = re.compile(r"(?:[0-9]{1,9}:[A-Za-z0-9.+~:-]{1,190}|[A-Za-z0-9.+~-]{1,200})")
+"""A colon is behind an epoch, see deb-version(7): python-debian refuses any other."""
 ARCHITECTURE = re.compile(r"[a-z0-9-]{1,40}")
 INSTALLED = ("installed", "half-configured", "unpacked", "triggers-awaited", "triggers-pending")
 """States in which the files of a package are there, see dpkg(1)."""
@@ -64,7 +65,9 @@ def parse_status(data: bytes) -> dict[str, str]:
 def _paragraphs(data: bytes) -> Iterator[Deb822]:
     fields = ["Package", "Status", "Version", "Architecture"]
     try:
-        yield from Deb822.iter_paragraphs(io.BytesIO(data), fields=fields)
+        # Not every package keeps to UTF-8, and python-debian would guess what else it is.
+        text = data.decode(errors="replace").encode()
+        yield from Deb822.iter_paragraphs(io.BytesIO(text), fields=fields)
     except ValueError as error:
         raise VerifyError(f"{STATUS} of the image cannot be read: {error}") from error
 

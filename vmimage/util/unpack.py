@@ -28,7 +28,7 @@ Check = Callable[[], None]
 _Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
 
 
-class _Bounded:
+class Bounded:
     """A file of which nobody reads a large piece at once; tarfile and zipfile take sizes from what they read."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -59,12 +59,12 @@ def extract_member(archive: Path, member: str, to: Path, *, most_bytes: int, che
     try:
         if zipfile.is_zipfile(archive):
             with archive.open("rb") as file:
-                _extract_zipped(cast(IO[bytes], _Bounded(file)), member, to, most_bytes, check)
+                _extract_zipped(cast(IO[bytes], Bounded(file)), member, to, most_bytes, check)
             return
         plain = to.with_name(f"{to.name}.tar")
         try:
             with _decompressed(archive, plain, most_bytes, check).open("rb") as file:
-                _extract_tarred(cast(IO[bytes], _Bounded(file)), member, to, most_bytes, check)
+                _extract_tarred(cast(IO[bytes], Bounded(file)), member, to, most_bytes, check)
         finally:
             plain.unlink(missing_ok=True)
     except (UnavailableError, OSError) as error:

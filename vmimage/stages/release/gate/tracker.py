@@ -8,6 +8,7 @@ team publishes no advisory.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from vmimage.stages.release.manifest import first_reason
 from vmimage.util.errors import InputError
 from vmimage.util.files import read_regular
 
-MOST_BYTES = 512 << 20
+MOST_BYTES = 256 << 20
 """Of the tracker's data, which has some 70 MiB."""
+MOST_VALUES = 8_000_000
+"""Objects and lists in it, of which it has about a million: in memory, each is many times what it is in the file."""
 LEAST_PACKAGES = 1000
 """In the tracker's data: what has fewer is something else, and would find nothing."""
 URGENCIES = tuple(str(each) for each in CveUrgency)
@@ -32,6 +35,8 @@ HINT = "https://security-tracker.debian.org/tracker/data/json has them"
 
 Version = Annotated[str, StringConstraints(pattern=f"^{VERSION.pattern}$")]
 Text = Annotated[str, StringConstraints(max_length=1000)]
+ID = re.compile(r"[A-Za-z0-9-]{1,60}")
+"""CVE-2026-12345, or TEMP-0000000-0123AB."""
 
 
 class Said(BaseModel):
@@ -80,8 +85,11 @@ def read_tracker(path: Path) -> Mapping[str, Any]:
         InputError: They are none, with the reason.
     """
     try:
+        text = read_regular(path, MOST_BYTES, follow=True)
+        if text.count(b"{") + text.count(b"[") > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} objects and lists")
         # The strict reader of other JSON files takes half a minute for so much.
-        data = json.loads(read_regular(path, MOST_BYTES, follow=True))
+        data = json.loads(text)
     except RecursionError:
         raise InputError(f"{path}: no data of Debian's security tracker: too deep", hint=HINT) from None
     except (OSError, ValueError) as error:
@@ -130,6 +138,8 @@ def _require_readable(package: str, entries: Any) -> None:
         if not isinstance(entries, dict):
             raise ValueError("no object")
         for name, entry in entries.items():
+            if not ID.fullmatch(name):
+                raise ValueError(f"no name of a vulnerability: {name[:80]!r}")
             for suite, facts in Entry.model_validate(entry).releases.items():
                 if facts.urgency.replace(" ", "-") not in URGENCIES:
                     raise ValueError(f"{name}: {suite}: unknown urgency {facts.urgency!r:.40}")

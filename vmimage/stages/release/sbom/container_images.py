@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,12 @@ import zstandard
 
 from vmimage.util.errors import VerifyError
 from vmimage.util.json_file import parse_json
+from vmimage.util.transfer import UnavailableError
+from vmimage.util.unpack import Bounded
 
 MOST_MEMBERS = 100_000
+MOST_UNPACKED_BYTES = 64 << 30
+"""Of an archive without its compression: 6 MB of zstd can be 64 GiB of zeros."""
 MOST_LIST_BYTES = 4 << 20
 """Of index.json and manifest.json."""
 LISTS = ("index.json", "manifest.json")
@@ -52,7 +57,7 @@ def images_in(file: Path) -> list[ContainerImage]:
     """
     try:
         with _unpacked(file) as stream:
-            lists = dict(_lists(stream)) if stream else {}
+            lists = _lists(stream) if stream else {}
         # Only the newer of the two lists gives digests; only the older one is in every archive.
         found = dict.fromkeys(_tags(lists.get("manifest.json", [])), "")
         found |= dict(_described(lists.get("index.json", {})))
@@ -60,11 +65,14 @@ def images_in(file: Path) -> list[ContainerImage]:
     except (
         tarfile.TarError,
         zstandard.ZstdError,
+        zlib.error,
+        gzip.BadGzipFile,
         EOFError,
         ValueError,
         LookupError,
         TypeError,
         AttributeError,
+        UnavailableError,
     ) as error:
         raise VerifyError(f"{file}: what it says of its container images cannot be read: {error}") from error
 
@@ -85,12 +93,20 @@ def _unpacked(file: Path) -> Iterator[IO[bytes] | None]:
             yield packed if start.endswith(TAR_MAGIC) else None
 
 
-def _lists(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """Yield the lists of images that an archive has, by their names; what is no archive has none."""
-    with tarfile.open(fileobj=stream, mode="r|") as members:
-        for number, member in enumerate(members):
-            if number >= MOST_MEMBERS:
+def _lists(stream: IO[bytes]) -> dict[str, Any]:
+    """Return the lists of images that an archive has, by their names; what is no archive has none."""
+    found: dict[str, Any] = {}
+    # Not as a stream ("r|"): tarfile would read headers of any size into memory. It only goes forward all the same.
+    with tarfile.open(fileobj=cast(IO[bytes], Bounded(stream)), mode="r:") as members:
+        number = 0
+        while (member := members.next()) is not None:
+            # It would keep what it knows of each.
+            members.members = []
+            number += 1
+            if number > MOST_MEMBERS:
                 raise ValueError(f"it has more than {MOST_MEMBERS} files")
+            if member.offset_data + member.size > MOST_UNPACKED_BYTES:
+                raise ValueError(f"it has more than {MOST_UNPACKED_BYTES >> 30} GiB; pack the images in several files")
             name = member.name.removeprefix("./")
             if name not in LISTS or not member.isreg():
                 continue
@@ -98,7 +114,10 @@ def _lists(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
                 raise ValueError(f"its {name} has more than {MOST_LIST_BYTES} bytes")
             text = members.extractfile(member)
             assert text  # noqa: S101 - regular files have one
-            yield name, parse_json(text.read())
+            if name in found:
+                raise ValueError(f"it has two files {name}")
+            found[name] = parse_json(text.read())
+    return found
 
 
 def _tags(images: Any) -> Iterator[str]:

@@ -30,4 +30,5 @@ def write_package_root(tree: Tree, folder: Path) -> None:
         if node and stat.S_ISREG(node.mode):
             to = folder / path.removeprefix("/")
             to.parent.mkdir(parents=True, exist_ok=True)
-            to.write_bytes(tree.read(path, most=most))
+            # Not every package keeps to UTF-8, and debsbom reads nothing else.
+            to.write_text(tree.read(path, most=most).decode(errors="replace"), newline="")

@@ -38,6 +38,7 @@ from spdx_tools.spdx.model.spdx_no_assertion import SpdxNoAssertion
 from spdx_tools.spdx.writer.json.json_writer import write_document_to_stream
 
 from vmimage.stages.release.sbom.software import Software
+from vmimage.util.errors import VerifyError
 
 # It reads the list of all licences for each package: 2000 of them, 0.1 s.
 debsbom_licenses.get_spdx_licensing = cache(get_spdx_licensing)
@@ -62,6 +63,8 @@ class Subject:
         return f"urn:x-vmimage:{self.image}:{self.version}:{self.arch}"
 
 
+MOST_LICENSE = 1000
+"""Characters of an expression of licences."""
 CYCLONEDX, SPDX = ".cdx.json", ".spdx.json"
 """Ends of names, as the programs that read such documents expect them."""
 
@@ -72,7 +75,21 @@ def write_sboms(subject: Subject, package_root: Path, others: Sequence[Software]
     Args:
         package_root: A folder with the files of `write_package_root`.
         others: What did not come as a package of Debian.
+
+    Raises:
+        VerifyError: The libraries make none of what these files say.
     """
+    # What they raise for a field of another form than Debian's is no closed list.
+    try:
+        return _written(subject, package_root, others)
+    except Exception as error:
+        raise VerifyError(
+            f"no SBOM can be written of what the image says of its packages: {error or type(error).__name__!s:.500}",
+            hint="which package is not one of Debian's? `dpkg-query -W` in the image lists them",
+        ) from error
+
+
+def _written(subject: Subject, package_root: Path, others: Sequence[Software]) -> dict[str, str]:
     uuid = uuid5(NAMESPACE_URL, subject.urn)
     packages = Debsbom(
         subject.image,
@@ -123,16 +140,16 @@ def _component(software: Software) -> Component:
 def _licenses(text: str) -> list[License]:
     if not text:
         return []
-    return [LicenseExpression(text) if _license(text) else DisjunctiveLicense(name=text)]
+    return [DisjunctiveLicense(name=text) if _license(text) is None else LicenseExpression(text)]
 
 
 def _license(text: str) -> Expression | None:
-    """Return an expression of licences that SPDX knows; nothing for another text."""
-    if not text:
+    """Return an expression of licences that SPDX knows, which has no truth of its own; nothing for another text."""
+    if not text or len(text) > MOST_LICENSE:
         return None
     try:
         return debsbom_licenses.get_spdx_licensing().parse(text, validate=True)
-    except ExpressionError:
+    except (ExpressionError, RecursionError):
         return None
 
 
@@ -155,6 +172,7 @@ def spdx_id(purl: str) -> str:
 
 
 def _package(software: Software) -> Package:
+    declared = _license(software.license)
     return Package(
         spdx_id=spdx_id(software.purl),
         name=software.name,
@@ -162,7 +180,7 @@ def _package(software: Software) -> Package:
         download_location=SpdxNoAssertion(),
         files_analyzed=False,
         license_concluded=SpdxNoAssertion(),
-        license_declared=_license(software.license) or SpdxNoAssertion(),
+        license_declared=SpdxNoAssertion() if declared is None else declared,
         copyright_text=SpdxNoAssertion(),
         checksums=[Checksum(ChecksumAlgorithm.SHA256, software.sha256)] if software.sha256 else [],
         external_references=[ExternalPackageRef(ExternalPackageRefCategory.PACKAGE_MANAGER, "purl", software.purl)],
