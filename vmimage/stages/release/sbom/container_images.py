@@ -101,7 +101,7 @@ def _lists(stream: IO[bytes]) -> dict[str, Any]:
         number = 0
         while (member := members.next()) is not None:
             # It would keep what it knows of each.
-            members.members = []
+            members.members = []  # type: ignore[attr-defined]
             number += 1
             if number > MOST_MEMBERS:
                 raise ValueError(f"it has more than {MOST_MEMBERS} files")
