@@ -238,7 +238,8 @@ def test_shared_directory_is_used_from_both_sides_and_links_lead_nowhere(machine
         seen = "cat 'my files/from host'; stat -c %U 'my files/from host'; sudo ls 'my files'; cat 'my files/out'"
         done = machine.guest(seen)
         assert done.stdout == "hello\ndev\nfrom host\nout\n"
-        assert "No such file" in done.stderr
+        # In the guest, a link of the host leads nowhere, or to what is root's there, too.
+        assert re.search("No such file|Permission denied", done.stderr)
         assert (
             machine.said("cd 'my files'; echo new > new; mv new 'from host'; mkdir -p a/b; df . | tail -1 | wc -l")
             == "1"
