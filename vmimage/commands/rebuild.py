@@ -116,7 +116,8 @@ def rebuild(text: str, chosen: Options, *, json_lines: bool) -> None:
                     name=f"{subject.manifest.image}, made again",
                     file=File(kind=subject.file.kind, path=Path(str(files[subject.file.kind]["path"]))),
                     sizes={kind: int(str(file["bytes"])) for kind, file in files.items()},
-                    manifest=None,
+                    # Equal keys: it was made with the same pins.
+                    manifest=subject.manifest,
                 )
                 tell([subject, made], store, console, limit=LIMIT)
         console.event("result", same=same, files=digests, recorded=wanted)
