@@ -57,7 +57,7 @@ def test_installed_packages_are_read() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\xff\xfe\x00", "names no installed package"),
         (b"a web page", "names no installed package"),
         (b"Package: ../x\nVersion: 1\n", "entry 1 has no name"),
         (entry("tool", "1 2").encode(), "tool has no version"),
