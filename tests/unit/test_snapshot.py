@@ -12,13 +12,12 @@ from vmimage import PROJECT, pipeline
 from vmimage.plan import period
 from vmimage.spec.load import load_spec
 from vmimage.spec.model import Base
-from vmimage.spec.snapshot import snapshot_lines
+from vmimage.spec.snapshot import ARCHIVE, snapshot_lines
 from vmimage.stages.base import parse_debs, preferences, require_versions
 from vmimage.util.errors import BuildError, InputError
 from vmimage.util.settings import options
 
 MOMENT = datetime(2026, 11, 25, 12, tzinfo=UTC)
-ARCHIVE = "https://snapshot.debian.org/archive"
 
 
 def base(**values: object) -> Base:
@@ -59,6 +58,15 @@ def test_another_archive_can_be_asked(archive: str, start: str) -> None:
 def test_archive_that_is_none_is_refused(archive: str) -> None:
     with pytest.raises(InputError, match="VMIMAGE_SNAPSHOT="):
         snapshot_lines(MOMENT, "trixie", archive)
+
+
+@pytest.mark.parametrize(
+    "archive", ["https://ci:t0psecret@a b", "ftp://ci:t0psecret@a/b", "https://ci:t0psecret@a/\x1b"]
+)
+def test_password_of_an_archive_is_not_shown(archive: str) -> None:
+    with pytest.raises(InputError) as refused:
+        snapshot_lines(MOMENT, "trixie", archive)
+    assert "t0psecret" not in refused.value.message
 
 
 def test_snapshot_is_part_of_the_key_and_stays() -> None:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from invoke.exceptions import Exit
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from vmimage import host, pipeline
 from vmimage.cache.changes import differences
@@ -36,12 +36,16 @@ REMADE = ("base", "bake", "export")
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
+Line = Annotated[str, StringConstraints(max_length=4000)]
+"""Of sources.list, whose options may name many files."""
+
+
 class Made(Facts):
     """Inputs of a stage; those that are the host's and not the project's."""
 
     tools: dict[Text, Text] = Field(default_factory=dict)
     period: Text = ""
-    mirrors: list[Text] = Field(default_factory=list)
+    mirrors: list[Line] = Field(default_factory=list)
 
 
 class Deb(Facts):

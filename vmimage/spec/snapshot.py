@@ -6,6 +6,7 @@ import re
 from datetime import UTC, date, datetime, timedelta
 
 from vmimage.util.errors import InputError
+from vmimage.util.masking import masked
 
 ARCHIVE = "https://snapshot.debian.org/archive"
 FIRST = datetime(2005, 3, 12, tzinfo=UTC)
@@ -46,9 +47,9 @@ def snapshot_lines(moment: datetime, suite: str, archive: str = "") -> list[str]
         InputError: It is none.
     """
     place = _PLACE.fullmatch((archive or ARCHIVE).strip())
-    if not place:
+    if not place or not archive.isprintable():
         raise InputError(
-            f"VMIMAGE_SNAPSHOT={archive!r} is no URL",
+            f"VMIMAGE_SNAPSHOT={masked(archive)!r} is no URL",
             hint=f"like {ARCHIVE}: a folder with debian/ and debian-security/; apt's [OPTIONS] may stand before it",
         )
     # What was published then has expired since.

@@ -18,6 +18,7 @@ from debian.deb822 import Deb822
 from vmimage import PROJECT, host
 from vmimage.plan import Plan, digests
 from vmimage.spec.model import LEAST_DISK as BASE_DISK_BYTES
+from vmimage.spec.snapshot import ARCHIVE
 from vmimage.stages.stage import NO_INPUT, BuildContext, StoredStage
 from vmimage.util.console import Step
 from vmimage.util.errors import BuildError
@@ -229,7 +230,7 @@ def require_versions(installed: Mapping[str, str], wanted: Mapping[str, str]) ->
         told = "\n    ".join([*others[:MOST_TOLD], *more])
         raise BuildError(
             f"the mirror does not have the packages that are wanted:\n    {told}",
-            hint="name one that keeps old packages: --deb-mirror https://snapshot.debian.org/archive/debian/TIME/",
+            hint=f"name one that keeps old packages: --deb-mirror {ARCHIVE}/debian/TIME/",
         )
 
 
