@@ -67,17 +67,24 @@ def version_tuple(text: str) -> tuple[int, ...]:
     return tuple(map(int, match[0].split("."))) if match else ()
 
 
-@cache
 def tool_version(program: str) -> str:
     """Return a tool's version such as "7.2.22", or nothing when it tells none.
 
     Raises:
         HostError: It is not installed.
     """
-    if not shutil.which(program):
+    found = shutil.which(program)
+    if not found:
         package = next((tool.package for tool in tools() if tool.program == program), program)
         raise HostError(f"{program} is not installed", hint=f"run `./bootstrap`, or `apt-get install {package}`")
+    path = Path(found).resolve()
+    state = path.stat()
+    return _version(program, path, state.st_size, state.st_mtime_ns)
 
+
+@cache
+def _version(program: str, path: Path, *_stamp: int) -> str:
+    # By path, not by name alone: another PATH may lead to another program of that name.
     def ask() -> str:
         argv = [program, *VERSION_ARGUMENTS.get(program, ["--version"])]
         # Not in the caller's directory: Packer looks for plugins there, and says nothing if its name has a `[`.
@@ -85,7 +92,6 @@ def tool_version(program: str) -> str:
         # Numbers in a message of failure are those of something else, of a library that is missing for instance.
         return "" if done.returncode else ".".join(map(str, version_tuple(done.output)))
 
-    path = Path(shutil.which(program) or program).resolve()
     # A script may hand on to another program, which can change without it; Debian's mmdebstrap is one by itself.
     return str(_memo.get(f"version of {program}", stamps([path]), ask)) if _is_whole(path) else ask()
 

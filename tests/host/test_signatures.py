@@ -30,7 +30,7 @@ from tests.signing import (
     statement,
 )
 from tests.unit.test_release import DIGEST
-from vmimage import PROJECT, host
+from vmimage import PROJECT
 from vmimage.commands.sign import sign_and_tell
 from vmimage.publish import signatures, ssh
 from vmimage.publish.signatures import ALL, SIGNATURE, STATEMENTS, check_release, sign_release
@@ -197,14 +197,12 @@ def test_key_that_others_can_read_is_refused_as_ssh_does(home: Path, tmp_path: P
 
 
 @pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of programs that come first."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    host.tool_version.cache_clear()
-    yield folder
-    host.tool_version.cache_clear()
+    return folder
 
 
 def test_openssh_that_is_too_old(signed: Path, home: Path, programs: Path) -> None:

@@ -6,6 +6,7 @@ Source: `-sandbox` in https://www.qemu.org/docs/master/system/invocation.html
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 from functools import cache
 
@@ -18,10 +19,14 @@ PROBE_SECONDS = 20.0
 _QUIT = '{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
 
 
-@cache
 def sandbox_arguments() -> tuple[str, ...]:
     """Return QEMU's arguments that confine it; none where this QEMU or this kernel cannot."""
-    arguments = ("-sandbox", SANDBOX)
+    return _usable(SANDBOX, shutil.which("qemu-system-x86_64"))
+
+
+@cache
+def _usable(sandbox: str, _path: str | None) -> tuple[str, ...]:
+    arguments = ("-sandbox", sandbox)
     if probe(arguments):
         return arguments
     log.warning("QEMU runs without its sandbox: it was built without seccomp, or this kernel forbids it")
