@@ -204,13 +204,15 @@ def run(
 @task(
     positional=["host_dir", "guest_dir"],
     optional=["guest_dir"],
-    iterable=["follow_link"],
+    iterable=["follow_link", "exclude"],
     help={
         "host-dir": "a directory of this host",
         "guest-dir": "where it appears in the machine (default /home/dev/NAME)",
         "read-only": "refuse every change from the machine",
         "follow-link": "LINK=TARGET: serve this link of the directory as its target; may be given again",
         "notify": "touch changed files in the machine, for programs there that wait for file events",
+        "sync": "copy instead of mounting, and copy what changes here: as fast as the machine's own files",
+        "exclude": "with --sync: a pattern as in .gitignore of what is not copied; may be given again",
         **MACHINE,
     },
 )
@@ -221,18 +223,19 @@ def share(
     read_only: bool = False,
     follow_link: list[str] | None = None,
     notify: bool = False,
+    sync: bool = False,
+    exclude: list[str] | None = None,
     ssh_key: str | None = None,
     ssh_port: int = 2222,
     host: str = "127.0.0.1",
     host_key: str | None = None,
 ) -> None:
-    """Mount a directory of this host in a running machine."""
-    from vmimage.commands.share import share_directory
+    """Mount or copy a directory of this host in a running machine."""
+    from vmimage.commands.share import Wanted, share_directory
     from vmimage.commands.where import Where
 
-    where = Where(host, ssh_port, ssh_key, host_key)
-    follow = follow_link or []
-    share_directory(host_dir, guest_dir, where, options(), read_only=read_only, notify=notify, follow=follow)
+    wanted = Wanted(read_only, notify, sync, follow_link or [], exclude or [])
+    share_directory(host_dir, guest_dir, Where(host, ssh_port, ssh_key, host_key), options(), wanted)
 
 
 @task(help={"json": JSON})

@@ -160,7 +160,7 @@ def shared(machine: Running, folder: Path, *options: str) -> Iterator[Callable[[
 
     try:
         with process.stdout, process.stderr:
-            said("Ctrl-C unmounts it")
+            said("Ctrl-C ")
             yield said
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=60) == 130

@@ -242,6 +242,28 @@ def test_shared_directory_is_used_from_both_sides_and_links_lead_nowhere(machine
     assert machine.said("findmnt '/home/dev/my files'; ls -A 'my files'; pgrep -cx sshfs") == "1", "the other share's"
 
 
+def test_copied_directory_has_real_events_and_loses_nothing_of_the_machines(machine: Running, tmp_path: Path) -> None:
+    ours = tmp_path / "copied"
+    (ours / "out").mkdir(parents=True)
+    (ours / "page").write_text("one\n")
+    (ours / ".gitignore").write_text("out/\n")
+    with shared(machine, ours, "--sync") as said:
+        assert machine.said("cd copied; cat page; ls -A; findmnt . | wc -l") == "one\n.gitignore\npage\n0"
+        machine.said("mkdir copied/out; touch copied/out/made-there")
+        with connect(machine.ports["ssh"], "dev", machine.key) as client:
+            watch = EVENTS.replace("/home/dev/src", "/home/dev/copied")
+            _, events, _ = client.exec_command(f"timeout 180 python3 -c {shlex.quote(watch)}")
+            assert events.readline() == "watching\n"
+            (ours / "page").write_text("two\n")
+            assert events.readline() == "page\n"
+        assert machine.said("cat copied/page") == "two\n".strip()
+        machine.said("echo theirs > copied/page")
+        (ours / "page").write_text("three\n")
+        said("page")
+        assert machine.said("cat copied/page") == "theirs"
+    assert machine.said("cat copied/page; ls copied/out") == "theirs\nmade-there"
+
+
 def test_reboot_brings_the_share_and_the_same_cluster_back(
     machine: Running, frontend: Frontend, tmp_path: Path
 ) -> None:

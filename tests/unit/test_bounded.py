@@ -17,7 +17,7 @@ from tests.ssh_server import ssh_server
 from tests.tools import host_key
 from vmimage.access import login
 from vmimage.access.login import Address, log_in
-from vmimage.access.share import _owner, _prepare
+from vmimage.access.share import _owner, prepare
 from vmimage.access.sshfs import Session, Share
 from vmimage.util.errors import HostError
 from vmimage.vm import bounded
@@ -138,7 +138,7 @@ def test_command_that_does_not_begin(tmp_path: Path) -> None:
 def prepared(folder: Path, **server: object) -> tuple[int, int]:
     with session(folder, **server) as transport:
         share = Share(source=folder, target="/home/dev/x")
-        return _prepare(Session(share=share, transport=transport), again=False)
+        return prepare(Session(share=share, transport=transport), again=False)
 
 
 def test_errors_of_the_preparation_mean_nothing_by_themselves(tmp_path: Path) -> None:

@@ -50,20 +50,24 @@ def touch_command(target: str) -> str:
 
 
 class _Below(DefaultFilter):
-    """Filter by the path inside the directory, since the directory itself may lie below a `.git`."""
+    """Filter by the path inside the directory, since the directory itself may lie below a `.git`.
 
-    def __init__(self, root: str) -> None:
+    Args:
+        everything: Nothing is passed over.
+    """
+
+    def __init__(self, root: str, *, everything: bool = False) -> None:
         super().__init__()
-        self._root = root
+        self._root, self._everything = root, everything
         self._names = re.compile("|".join(self.ignore_entity_patterns))
 
     def __call__(self, change: Change, path: str) -> bool:
         """Tell whether a change is told."""
-        return super().__call__(change, os.path.relpath(path, self._root))
+        return self._everything or super().__call__(change, os.path.relpath(path, self._root))
 
     def takes(self, name: str) -> bool:
         """Tell whether a file or directory counts, by its own name."""
-        return name not in self.ignore_dirs and not self._names.search(name)
+        return self._everything or (name not in self.ignore_dirs and not self._names.search(name))
 
 
 @dataclass(kw_only=True)
@@ -81,10 +85,10 @@ class Found:
     unreadable: list[bytes] = field(default_factory=list)
 
 
-def look_through(root: Path, since: float) -> Found:
+def look_through(root: Path, since: float, *, everything: bool = False) -> Found:
     """Find what changed since a time (of time.time), among the first 100,000 names."""
     top, found, examined = os.fsencode(root), Found(), 0
-    interesting = _Below(str(root)).takes
+    interesting = _Below(str(root), everything=everything).takes
     folders = [top]
     while folders and examined < EXAMINED:
         folder = folders.pop()
@@ -114,11 +118,15 @@ class Notifier:
 
     Args:
         say: Told of what is not watched, each time once.
+        everything: What is in .git, node_modules and the like counts, too.
     """
 
-    def __init__(self, source: Path, say: Callable[[str], object] = lambda _: None) -> None:
+    def __init__(
+        self, source: Path, say: Callable[[str], object] = lambda _: None, *, everything: bool = False
+    ) -> None:
         self._source = source
         self._say = say
+        self._everything = everything
         self._said: set[str] = set()
         self._written: dict[bytes, float] = {}
         self._polls = self._passes_over = False
@@ -177,7 +185,7 @@ class Notifier:
             ended: Returns whether the command in the guest has ended.
         """
         since = time.time() - AGAIN_SECONDS
-        found = look_through(self._source, float("inf"))
+        found = self._look_through(self._source, float("inf"))
         self._await(found.folders)
         unreadable = sorted(map(os.fsdecode, found.unreadable))
         if unreadable:
@@ -189,7 +197,7 @@ class Notifier:
                     # What changed while nobody watched, names that the watcher does not take among it.
                     missed = since
                     for names in self._changes(root, stop):
-                        tell(names | set(look_through(self._source, missed).changed if missed >= 0 else ()))
+                        tell(names | set(self._look_through(self._source, missed).changed if missed >= 0 else ()))
                         missed, since = -1.0, time.time() - AGAIN_SECONDS
                         if ended():
                             return
@@ -204,10 +212,13 @@ class Notifier:
                 self._unwatched(str(error))
                 # It may go wrong each time, as with directories whose names are no UTF-8: then this is how it is told.
                 began = time.time()
-                tell(set(look_through(self._source, since).changed))
+                tell(set(self._look_through(self._source, since).changed))
                 since = began - AGAIN_SECONDS
                 stop.wait(LEISURE * (time.time() - began))
             stop.wait(AGAIN_SECONDS)
+
+    def _look_through(self, folder: Path, since: float) -> Found:
+        return look_through(folder, since, everything=self._everything)
 
     def _changes(self, root: str, stop: threading.Event) -> Iterator[set[bytes]]:
         """Yield what changes, and now and then nothing."""
@@ -215,7 +226,7 @@ class Notifier:
             try:
                 for changes in watch(
                     root,
-                    watch_filter=_Below(root),
+                    watch_filter=_Below(root, everything=self._everything),
                     debounce=DEBOUNCE_MILLISECONDS,
                     stop_event=stop,
                     rust_timeout=LOOK_MILLISECONDS,
@@ -278,7 +289,7 @@ class Notifier:
         for name in made:
             folder = self._source / name
             if folder.is_dir() and not folder.is_symlink():
-                found = look_through(folder, 0)
+                found = self._look_through(folder, 0)
                 self._await(found.folders)
                 names |= {os.path.join(os.fsencode(name), each) for each in found.changed}  # noqa: PTH118
         return names
@@ -291,7 +302,7 @@ class Notifier:
     def _once(self, text: str) -> None:
         if text not in self._said and len(self._said) < REMEMBERED:
             self._said.add(text)
-            self._say(f"--notify: {text}")
+            self._say(f"{'--sync' if self._everything else '--notify'}: {text}")
 
     def _echo(self, name: bytes) -> bool:
         return time.monotonic() - self._written.get(name, -ECHO_SECONDS) < ECHO_SECONDS

@@ -10,7 +10,6 @@ import contextlib
 import os
 import posixpath
 import re
-import socket
 import stat
 import threading
 import time
@@ -20,9 +19,10 @@ from pathlib import Path
 
 import paramiko
 
+from vmimage.access.carry import carry_on, logged_in, wait_until_lost
 from vmimage.access.confined import Folder
 from vmimage.access.doors import closed_doors, named_doors
-from vmimage.access.login import Address, log_in
+from vmimage.access.login import Address
 from vmimage.access.notify import Notifier, touch_command
 from vmimage.access.sftp import UNCHANGED, Service
 from vmimage.access.sshfs import (
@@ -42,15 +42,10 @@ from vmimage.util.files import expanded
 from vmimage.util.run import tail
 from vmimage.vm.limits import COMMAND_SECONDS, SHOWN_LINES
 
-KEEPALIVE_SECONDS = 5.0
-DEAD_SECONDS = 15.0
-RETRY_SECONDS = 2.0
 # sshfs ends at once when it is unmounted; the session ends in any case.
 END_SECONDS = 10.0
 READABLE = stat.S_IROTH | stat.S_IXOTH
 """What others than the owner need of a directory."""
-# After a reboot sshd may answer before it lets anybody in.
-REFUSED_SECONDS = 60.0
 
 
 def make_share(source: str, target: str | None, *, read_only: bool, notify: bool, follow: Sequence[str] = ()) -> Share:
@@ -106,29 +101,7 @@ def run_share(share: Share, address: Address, known_hosts: Path, console: Consol
     if closed := closed_doors(share.source, share.doors):
         console.say("\n  ".join(["not served, since these links lead out; each is by its option:", *closed]))
     with contextlib.closing(Folder(share.source, read_only=share.read_only, doors=share.doors)) as folder:
-        carry = partial(_carry, share, address, known_hosts, folder, console)
-        carry(again=False)
-        while True:
-            console.event("lost", address=str(address))
-            console.say(f"{address} does not answer any more; waiting for it")
-            _carry_again(carry)
-
-
-def _carry_again(carry: Callable[..., None]) -> None:
-    """Try to mount again until it works; returns when that session is lost too."""
-    refused_since: float | None = None
-    while True:
-        time.sleep(RETRY_SECONDS)
-        try:
-            carry(again=True)
-        except InputError:
-            refused_since = refused_since or time.monotonic()
-            if time.monotonic() - refused_since > REFUSED_SECONDS:
-                raise
-        except HostError:
-            refused_since = None
-        else:
-            return
+        carry_on(partial(_carry, share, address, known_hosts, folder, console), address, console)
 
 
 def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, console: Console, *, again: bool) -> None:
@@ -140,26 +113,15 @@ def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, co
     Raises:
         VmimageError: It could not be mounted.
     """
-    try:
-        with log_in(address, known_hosts, lambda text: None if again else console.warn(text)) as client:
-            transport = client.get_transport()
-            if transport is None:
-                raise EOFError("the session has ended")
-            # Answers are small, and each is waited for.
-            if isinstance(transport.sock, socket.socket):
-                transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            session = Session(share=share, transport=transport)
-            notifier = Notifier(share.source, console.warn)
-            with _mounted(session, folder, console, notifier.by_guest, again=again) as lost:
-                _announce(share, address, console, again=again)
-                with contextlib.ExitStack() as stack:
-                    if share.notify:
-                        stack.enter_context(notifier.touching(session.start(touch_command(share.target))))
-                    _wait_until_lost(transport, lost, folder, console)
-    except (OSError, EOFError, paramiko.SSHException) as error:
-        raise HostError(
-            f"the session with {address} ended: {error}", hint="see whether the machine runs, then try again"
-        ) from error
+    with logged_in(address, known_hosts, console, again=again) as transport:
+        session = Session(share=share, transport=transport)
+        notifier = Notifier(share.source, console.warn)
+        with _mounted(session, folder, console, notifier.by_guest, again=again) as lost:
+            _announce(share, address, console, again=again)
+            with contextlib.ExitStack() as stack:
+                if share.notify:
+                    stack.enter_context(notifier.touching(session.start(touch_command(share.target))))
+                wait_until_lost(transport, lost, Presence(folder, console).look)
 
 
 def _announce(share: Share, address: Address, console: Console, *, again: bool) -> None:
@@ -184,7 +146,7 @@ def _mounted(
 ) -> Iterator[threading.Event]:
     """Mount for the length of a `with` block; the event yielded is set when the session, or sshfs in it, has ended."""
     share = session.share
-    owner = _prepare(session, again=again)
+    owner = prepare(session, again=again)
     channel = session.start(share.sshfs())
     lost = threading.Event()
 
@@ -213,7 +175,7 @@ def _mounted(
         channel.close()
 
 
-def _prepare(session: Session, *, again: bool) -> tuple[int, int]:
+def prepare(session: Session, *, again: bool) -> tuple[int, int]:
     """Make the directory in the guest, free of what an earlier session left; returns the user and group there."""
     target = session.share.target
     codes = {"has_content": HAS_CONTENT, "mounted": MOUNTED, "not_ours": NOT_OURS}
@@ -249,27 +211,6 @@ def _owner(said: str) -> tuple[int, int]:
             f"the guest does not tell its user's number{tail(said, SHOWN_LINES)}", hint="is it a machine of vmimage?"
         )
     return user, group
-
-
-def _wait_until_lost(transport: paramiko.Transport, lost: threading.Event, folder: Folder, console: Console) -> None:
-    """Wait until the session is lost. Close it if the guest no longer answers: TCP alone would wait for hours.
-
-    Say when the directory is gone, and when it is there again.
-    """
-    answered = [time.monotonic()]
-    presence = Presence(folder, console)
-
-    def ask() -> None:
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            while not lost.wait(KEEPALIVE_SECONDS) and transport.is_active():
-                transport.global_request("keepalive@openssh.com", wait=True)
-                answered[0] = time.monotonic()
-
-    threading.Thread(target=ask, name="keepalive", daemon=True).start()
-    while not lost.wait(1):
-        presence.look()
-        if time.monotonic() - answered[0] > DEAD_SECONDS:
-            transport.close()
 
 
 class Presence:

@@ -10,16 +10,15 @@ def own(path: bytes) -> None:
     os.chown(path, os.getuid(), os.getgid(), follow_symlinks=False)
 
 
-# Names are bytes, which pathlib does not take.
 top, rest = os.fsencode(sys.argv[1]), b""
 while data := os.read(0, 65536):
     *names, rest = (rest + data).split(b"\0")
     for name in names:
-        path = os.path.join(top, name)  # noqa: PTH118
+        path = os.path.join(top, name)
         # A file that went meanwhile, or that is not ours: there is nothing to tell of it, but of its directory.
         with contextlib.suppress(OSError):
             try:
                 own(path)
                 os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK))
             except FileNotFoundError:
-                own(os.path.dirname(path))  # noqa: PTH120
+                own(os.path.dirname(path))
