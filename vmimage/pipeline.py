@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date
 from importlib.metadata import version
 from itertools import pairwise
 from typing import TypeVar
 
 from vmimage import PROJECT, host
-from vmimage.cache.ours import is_entry
 from vmimage.cache.store import Store
 from vmimage.plan import Plan, make_plan
 from vmimage.spec.load import load_spec
@@ -29,13 +28,11 @@ from vmimage.stages.stage import BuildContext, Stage
 from vmimage.stages.verify.stage import verify_stage
 from vmimage.util.console import Console
 from vmimage.util.errors import InputError
-from vmimage.util.files import listed
 from vmimage.util.settings import Options, fetch_bounds
 from vmimage.vm.accelerator import find_accelerator, known_accelerator
 
 Kind = TypeVar("Kind", bound=Stage)
 PLAN_TOOLS = ("packer", "qemu-img", "mmdebstrap", "mke2fs")
-KEPT_LOGS = 20
 
 
 def stages_of(plan: Plan, context: BuildContext, *, full_matrix: bool = False) -> tuple[Stage, ...]:
@@ -188,15 +185,3 @@ def planned(plan: Plan, options: Options, store: Store) -> Iterator[tuple[str, s
     """Yield (stage, state, what and why) for every stage, as `invoke plan` shows it."""
     for stage in stages_of(plan, build_context(options, store), full_matrix=options.full_matrix):
         yield from stage.planned()
-
-
-def open_store(options: Options) -> Store:
-    """Open the cache, and forget the oldest logs."""
-    store = Store(options.cache)
-    logs = [path.name for path in listed(store.root / "logs") if is_entry("logs", path.name)]
-    # Names are times. Those of a clock that was ahead count as old: they would stay, and today's would go.
-    ahead = f"{datetime.now().astimezone() + timedelta(days=1):%Y%m%d-%H%M%S}"
-    logs.sort(key=lambda name: (name < ahead, name))
-    for old in logs[: -KEPT_LOGS or None]:
-        store.remove("logs", old)
-    return store

@@ -9,8 +9,6 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-import jinja2
-
 from vmimage.spec.model import SEAL_STEP, Base, Component, Image, Spec, size_bytes
 from vmimage.spec.pins import Arch, Location, Pin
 from vmimage.spec.snapshot import require_past, stamp
@@ -228,14 +226,21 @@ def digests(project: Path, paths: Sequence[Path], values: Mapping[str, object] |
             else:
                 executable = "x" if full.stat().st_mode & 0o100 else "-"
                 rendered = values is not None and path.parts[0] == "provision" and path.suffix == TEMPLATE
-                content = render(full, values or {}).encode() if rendered else full.read_bytes()
+                content = _rendered(project, path, values or {}) if rendered else full.read_bytes()
                 found[str(path)] = f"{executable} {hashlib.sha256(content).hexdigest()}"
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}", hint="restore it with git") from error
-        except jinja2.TemplateError as error:
-            known = ", ".join(values or {})
-            raise InputError(f"cannot render {path}: {error}", hint=f"templates there know: {known}") from error
     return found
+
+
+def _rendered(project: Path, path: Path, values: Mapping[str, object]) -> bytes:
+    from jinja2 import TemplateError
+
+    try:
+        return render(project / path, values).encode()
+    except TemplateError as error:
+        known = ", ".join(values)
+        raise InputError(f"cannot render {path}: {error}", hint=f"templates there know: {known}") from error
 
 
 def pinned_file(name: str, pin: Pin, arch: Arch, mirrors: Sequence[str], project: Path) -> PinnedFile:

@@ -8,7 +8,7 @@ import pytest
 
 from vmimage.disk.ext4 import read_tree
 from vmimage.disk.raw import RawDisk, extents
-from vmimage.stages.bake.stage import seal_disk
+from vmimage.stages.bake.bake import seal_disk
 from vmimage.stages.base import write_disk
 from vmimage.util.errors import VerifyError
 from vmimage.util.run import run

@@ -19,10 +19,10 @@ from vmimage.access.known_hosts import host_name, record
 from vmimage.access.kubeconfig import fetch, renamed
 from vmimage.access.login import Address, log_in
 from vmimage.commands.update.answers import published_digest, published_version
-from vmimage.stages import fetch as fetching
+from vmimage.util import download as downloading
 from vmimage.util import transfer
 from vmimage.util.errors import FetchError
-from vmimage.util.transfer import UnavailableError
+from vmimage.util.location import UnavailableError
 from vmimage.vm.ssh import make_key
 
 HEAD = WHOLE[: -len(BODY)]
@@ -33,7 +33,7 @@ HOST_KEY = host_key("ed25519")
 
 def http() -> Family:
     def read(path: Path, folder: Path) -> object:
-        fetching.BACKOFF_SECONDS = 0.01
+        downloading.BACKOFF_SECONDS = 0.01
         transfer.POLL_SECONDS = 0.05
         transfer.RATE_SECONDS = 0.6  # type: ignore[attr-defined]
         with hostile(lambda server: [path.read_bytes()]) as server:

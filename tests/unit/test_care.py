@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.tools import before_call, released, step_into
-from vmimage import pipeline
+from vmimage.cache.opened import open_store
 from vmimage.cache.result import META, Result
 from vmimage.cache.store import Store
 from vmimage.commands import cache as care
-from vmimage.pipeline import open_store
 from vmimage.util.errors import InputError
 from vmimage.util.settings import Options, options
 
@@ -136,7 +135,7 @@ def test_what_vanishes_while_it_is_looked_at_is_no_error(
     store: Store, what: str, lose: Callable[[Store], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process removes results before the first call for files, and in the next round before the second one."""
-    monkeypatch.setattr(pipeline, "KEPT_LOGS", 0)
+    monkeypatch.setattr("vmimage.cache.opened.KEPT_LOGS", 0)
     own = ("logs",) if what == "logs" else ("base", "layer")
     for number in itertools.count(1):
         for folder in (store.root / stage / STAGES[stage] for stage in own):

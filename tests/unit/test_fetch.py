@@ -18,6 +18,7 @@ from vmimage.cache.store import Store
 from vmimage.plan import PinnedFile, Source
 from vmimage.stages import fetch as fetching
 from vmimage.stages.fetch import fetch, stored_path
+from vmimage.util import download as downloading
 from vmimage.util.console import Step
 from vmimage.util.errors import FetchError, HostError
 
@@ -70,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(fetching, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(downloading, "BACKOFF_SECONDS", 0.01)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with Server() as server:
@@ -132,7 +133,7 @@ def test_full_disk_is_told_as_such(server: Server, store: Store, monkeypatch: py
     def full(url: str, to: Path, progress: object, bounds: object) -> None:
         Path("/dev/full").write_bytes(BODY)
 
-    monkeypatch.setattr(fetching, "download", full)
+    monkeypatch.setattr(downloading, "download", full)
     with pytest.raises(HostError, match="is full; nothing half-made was kept"):
         fetch_one(pinned(url(server)), store)
 
@@ -193,7 +194,7 @@ def test_retries_end(server: Server, store: Store) -> None:
     server.faults = [500] * 10
     with pytest.raises(FetchError, match="HTTP 500"):
         fetch_one(pinned(url(server)), store)
-    assert len(server.requests) == fetching.ATTEMPTS
+    assert len(server.requests) == downloading.ATTEMPTS
     assert nothing_left(store)
 
 

@@ -29,13 +29,14 @@ from cryptography.x509.oid import NameOID
 from tests.hostile_server import Hostile, hostile
 from vmimage.cache.store import Store
 from vmimage.plan import PinnedFile, Source
-from vmimage.stages import fetch as fetching
-from vmimage.stages.fetch import download, fetch
+from vmimage.stages.fetch import fetch
+from vmimage.util import download as downloading
 from vmimage.util import transfer, unpack
 from vmimage.util.console import Step
+from vmimage.util.download import download
 from vmimage.util.errors import FetchError, HostError, InputError
+from vmimage.util.location import UnavailableError
 from vmimage.util.settings import Bounds, fetch_bounds
-from vmimage.util.transfer import UnavailableError
 from vmimage.util.unpack import extract_member
 
 BODY = b"the file" * 1000
@@ -46,7 +47,7 @@ WHOLE = OK + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(downloading, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(transfer, "POLL_SECONDS", 0.05)
     for name in ("http_proxy", "https_proxy", "all_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name.upper(), raising=False)
@@ -136,7 +137,7 @@ def test_a_programs_own_limits_are_a_locations_failure_too(tmp_path: Path, monke
     def no_memory(*_: object) -> str:
         raise MemoryError
 
-    monkeypatch.setattr(fetching, "attempt", no_memory)
+    monkeypatch.setattr(downloading, "attempt", no_memory)
     with pytest.raises(FetchError, match="MemoryError"):
         got(pinned("http://127.0.0.1:9/tool"), tmp_path)
 

@@ -10,9 +10,9 @@ import pytest
 
 from tests.tools import released, step_into
 from vmimage.cache import ours
+from vmimage.cache.opened import open_store
 from vmimage.cache.store import Store
 from vmimage.commands import cache as care
-from vmimage.pipeline import open_store
 from vmimage.stages.release.dist import remove_releases
 from vmimage.stages.release.mark import MARK, is_marked, open_dist, require_ours
 from vmimage.util.errors import InputError

@@ -19,7 +19,7 @@ from vmimage.commands.update.command import update_pins
 from vmimage.commands.update.rewrite import rewritten
 from vmimage.spec.load import load_spec
 from vmimage.spec.model import Spec
-from vmimage.stages import fetch as fetching
+from vmimage.util import download as downloading
 from vmimage.util.settings import Options
 
 KUBECTL, K3S, HELM = "v1.37.1", "v1.36.4+k3s1", "v4.3.1"
@@ -73,7 +73,7 @@ class Trial:
 
 @pytest.fixture
 def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Trial]:
-    monkeypatch.setattr(fetching, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(downloading, "BACKOFF_SECONDS", 0.01)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

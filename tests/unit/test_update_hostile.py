@@ -18,11 +18,11 @@ from vmimage.commands.update.answers import published_digest, published_version
 from vmimage.commands.update.ask import Upstream, instead_of
 from vmimage.commands.update.rewrite import Change, rewritten
 from vmimage.commands.update.version import minors_apart, version_of
-from vmimage.stages import fetch as fetching
+from vmimage.util import download as downloading
 from vmimage.util import transfer
 from vmimage.util.errors import InputError
+from vmimage.util.location import UnavailableError
 from vmimage.util.settings import Bounds
-from vmimage.util.transfer import UnavailableError
 from vmimage.util.urls import is_safe
 
 __all__ = ["trial"]
@@ -32,7 +32,7 @@ A, B = digest("a"), digest("b")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(downloading, "BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(transfer, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(transfer, "RATE_SECONDS", 0.6)
     for name in ("http_proxy", "https_proxy", "all_proxy"):

@@ -35,13 +35,14 @@ def verify(
     json: bool = False,
 ) -> None:
     """Boot an image file and run the checks inside it."""
-    from vmimage.commands.verify_file import verify_and_tell
-    from vmimage.commands.verify_signature import verify_signature
-
     chosen = options(accelerator=accelerator, allowed_signers=allowed_signers)
     if signature or (allowed_signers, revoked, signer) != (None, None, None):
+        from vmimage.commands.verify_signature import verify_signature
+
         verify_signature(file, chosen, revoked=revoked, signer=signer, json=json)
     else:
+        from vmimage.commands.verify_file import verify_and_tell
+
         verify_and_tell(Path(file), chosen, matrix=matrix, json_lines=json)
 
 

@@ -12,8 +12,8 @@ from datetime import datetime
 
 from invoke.exceptions import Exit
 
+from vmimage.cache.opened import open_store
 from vmimage.cache.store import Store
-from vmimage.pipeline import open_store
 from vmimage.util.console import Console
 from vmimage.util.errors import VmimageError
 from vmimage.util.masking import masked_argument

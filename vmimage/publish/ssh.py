@@ -16,8 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import paramiko
-
 from vmimage import host
 from vmimage.publish import AGAIN
 from vmimage.util.errors import HostError, InputError, VerifyError
@@ -192,7 +190,9 @@ def read_signature(signature: bytes, what: str) -> str:
     # A text that reads as the same signature is another file than the one that was published.
     if not blob.startswith(MAGIC) or base64.b64encode(blob) != text:
         raise VerifyError(f"{what} is no signature of ssh-keygen, or was changed", hint=AGAIN)
-    message = paramiko.Message(blob[len(MAGIC) :])
+    from paramiko import Message
+
+    message = Message(blob[len(MAGIC) :])
     message.get_int()
     key, namespace = message.get_binary(), message.get_binary().decode(errors="replace")
     if namespace != NAMESPACE:

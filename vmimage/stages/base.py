@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from debian.deb822 import Deb822
-
 from vmimage import PROJECT, host
 from vmimage.plan import Plan, digests
 from vmimage.spec.model import LEAST_DISK as BASE_DISK_BYTES
@@ -240,6 +238,8 @@ def parse_debs(listed: Path) -> list[dict[str, str | int]]:
     Raises:
         BuildError: Something of a package is missing.
     """
+    from debian.deb822 import Deb822
+
     found: list[dict[str, str | int]] = []
     with listed.open("rb") as file:
         for fields in Deb822.iter_paragraphs(file, use_apt_pkg=False):

@@ -20,8 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-import requests
-import urllib3
 from typing_extensions import override
 
 from vmimage.cache.store import ROOM, Store
@@ -31,16 +29,14 @@ from vmimage.util.console import Step, human_bytes
 from vmimage.util.errors import FetchError, VmimageError
 from vmimage.util.files import fullness_told, sha256_file
 from vmimage.util.links import require_no_link_of_others
+from vmimage.util.location import Progress, UnavailableError, require_size
 from vmimage.util.masking import masked
 from vmimage.util.run import kill_running, run
 from vmimage.util.settings import Bounds, fetch_bounds
-from vmimage.util.transfer import Progress, UnavailableError, Watch, attempt, plain_words, require_size
 from vmimage.util.unpack import extract_path
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
-BACKOFF_SECONDS = 0.5
 PIP_SECONDS = 600.0
 PIP_OPTIONS = ["ABI", "CONSTRAINT", "DEBUG", "EDITABLE", "EXISTS_ACTION", "GROUP", "IMPLEMENTATION", "NO_BINARY"]
 PIP_OPTIONS += ["PLATFORM", "PYTHON", "PYTHON_VERSION", "REQUIREMENT", "REQUIRE_HASHES"]
@@ -48,8 +44,6 @@ PARALLEL = 4
 STOP_SECONDS = 2.0
 """Within which downloads end when they are told to; who does not is left behind."""
 MOST_REASON = 2000
-# Whoever has no address or the wrong certificate has it in a second, too.
-POINTLESS = ("resolve", "certificate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +231,8 @@ def _obtain(source: Source, file: PinnedFile, store: Store, work: Path, progress
     elif source.kind == "pypi":
         got = _pip_download(source.where, work, bounds)
     else:
+        from vmimage.util.download import download
+
         partial = _partial(source, file, store)
         partial.parent.mkdir(exist_ok=True)
         require_no_link_of_others(partial.parent)
@@ -280,30 +276,6 @@ def file_of(file: PinnedFile, fetched: Path, folder: Path) -> Path:
         return _unpacked(fetched, file.members, folder / file.name, replace(fetch_bounds(), most_bytes=most))
     except UnavailableError as error:
         raise FetchError(f"{file.name} {file.version}: {error}", hint="remove the cache with `invoke clean`") from error
-
-
-def download(url: str, to: Path, progress: Progress, bounds: Bounds | None = None) -> None:
-    """Download a URL, going on where an earlier attempt stopped.
-
-    Raises:
-        UnavailableError: After all attempts, or at once where another attempt cannot help.
-    """
-    bounds = bounds or Bounds()
-    why = ""
-    with Watch(bounds) as watch:
-        for number in range(ATTEMPTS):
-            if number:
-                bounds.stop.wait(BACKOFF_SECONDS * 2 ** (number - 1))
-            try:
-                why = attempt(url, to, watch, progress)
-            except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-                why = plain_words(error, url)
-            watch.check()
-            if not why:
-                return
-            if any(mark in why for mark in POINTLESS):
-                break
-    raise UnavailableError(why)
 
 
 def _go_on(bounds: Bounds, ends: float) -> None:

@@ -15,22 +15,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Any
 
 from vmimage.util.links import require_no_link_of_others
 from vmimage.util.masking import masked_data
 from vmimage.util.printable import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.progress import Progress, TaskID
 
 log = logging.getLogger("vmimage")
 
 
 def _safe(text: str) -> str:
     """Return a text for Rich: without its markup, and without what a terminal would obey."""
+    from rich.markup import escape
+
     return escape(printable(text))
 
 
@@ -87,7 +90,6 @@ class Console:
         self.log_dir = log_dir
         self.json_lines = json_lines
         self._writing = threading.Lock()
-        self._rich = RichConsole(file=sys.stderr, highlight=False)
         if log_dir:
             # Programs say what they like, and their output is kept: for nobody else to read.
             log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,6 +100,13 @@ class Console:
             log.addHandler(handler)
             log.setLevel(logging.DEBUG)
             log.propagate = False
+
+    @cached_property
+    def _rich(self) -> RichConsole:
+        """Standard error; many commands print nothing there."""
+        from rich.console import Console as RichConsole
+
+        return RichConsole(file=sys.stderr, highlight=False)
 
     def event(self, event: str, **fields: object) -> None:
         """Log an event, and print it as a JSON line when machines are listening."""
@@ -169,6 +178,8 @@ def _clock() -> str:
 
 
 def _progress(console: RichConsole) -> Progress:
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -7,10 +7,12 @@ import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from vmimage.util.markdown import code
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def hcl_string(value: str) -> str:
@@ -37,6 +39,8 @@ def render(template: Path, values: Mapping[str, object]) -> str:
 @functools.lru_cache(maxsize=8)
 def _environment(folder: Path) -> jinja2.Environment:
     """Return what renders the templates of a folder: each is compiled once, and again when its file has changed."""
+    import jinja2
+
     environment = jinja2.Environment(  # noqa: S701 - what is rendered is HCL, shell and Markdown, not HTML
         loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,

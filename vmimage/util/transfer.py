@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -25,8 +25,8 @@ from requests.adapters import HTTPAdapter
 from requests.utils import get_auth_from_url
 from urllib3.connectionpool import HTTPConnectionPool
 
-from vmimage.util.console import human_bytes
 from vmimage.util.links import not_followed
+from vmimage.util.location import MORE_BYTES, Progress, UnavailableError, require_size
 from vmimage.util.settings import RATE_SECONDS, Bounds
 from vmimage.util.trust import trusted
 
@@ -38,15 +38,8 @@ MOST_REASON = 200
 CHUNK = 64 << 10  # a broken connection loses at most this much
 SPARE_BYTES = 64 << 20
 """Of the disk, so many stay free."""
-MORE_BYTES = "; `bytes:` of the pin in images.yaml allows more"
 LOOK_BYTES = 16 << 20
 """After so many it is looked at again."""
-
-Progress = Callable[[int, int | None], None]
-
-
-class UnavailableError(Exception):
-    """A location did not serve the file; the text says why."""
 
 
 class Watch:
@@ -265,19 +258,6 @@ def _copy(answer: requests.Response, file: IO[bytes], to: Path, watch: Watch, pr
     except UnavailableError:
         to.unlink(missing_ok=True)
         raise
-
-
-def require_size(size: int, most_bytes: int, *, way_out: str = MORE_BYTES) -> None:
-    """Refuse a file that is too large.
-
-    Args:
-        way_out: What allows more.
-
-    Raises:
-        UnavailableError: It is.
-    """
-    if size > most_bytes:
-        raise UnavailableError(f"is larger than {human_bytes(most_bytes)} ({most_bytes} bytes){way_out}")
 
 
 def plain_words(error: Exception, url: str) -> str:

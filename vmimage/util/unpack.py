@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from vmimage.util.console import human_bytes
-from vmimage.util.transfer import CHUNK, UnavailableError
+from vmimage.util.location import UnavailableError
 
+CHUNK = 64 << 10
 MOST_INDEX_BYTES = 16 << 20
 """Of a header of a tar archive, or the directory of a zip archive; both are read into memory."""
 MOST_MEMBERS = 100_000

@@ -6,7 +6,7 @@ import re
 
 from vmimage.commands.update.version import Version, version_of
 from vmimage.util.json_file import parse_json
-from vmimage.util.transfer import UnavailableError
+from vmimage.util.location import UnavailableError
 
 MOST_SHOWN = 60
 _DIGEST = re.compile(r"[0-9A-Fa-f]{64}")

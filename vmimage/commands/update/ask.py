@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vmimage.stages.fetch import download, reason_of
+from vmimage.stages.fetch import reason_of
+from vmimage.util.download import download
 from vmimage.util.errors import InputError
+from vmimage.util.location import UnavailableError
 from vmimage.util.masking import masked
 from vmimage.util.settings import Bounds
-from vmimage.util.transfer import UnavailableError
 from vmimage.util.urls import is_safe
 
 log = logging.getLogger(__name__)

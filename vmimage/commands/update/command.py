@@ -24,8 +24,8 @@ from vmimage.stages.fetch import fetch, file_of
 from vmimage.util.console import Console, Step
 from vmimage.util.errors import FetchError, InputError
 from vmimage.util.files import read_regular, sha256_file
+from vmimage.util.location import UnavailableError
 from vmimage.util.settings import Options, fetch_bounds
-from vmimage.util.transfer import UnavailableError
 
 NEWER = 7
 """Exit code of --check: there are newer versions."""

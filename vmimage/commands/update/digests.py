@@ -10,7 +10,7 @@ from urllib.parse import quote
 from vmimage.commands.update.answers import published_digest
 from vmimage.commands.update.ask import Upstream, told
 from vmimage.spec.pins import Arch, Location, Pin
-from vmimage.util.transfer import UnavailableError
+from vmimage.util.location import UnavailableError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from vmimage.commands.update.digests import Digests, digests_of
 from vmimage.commands.update.version import Version, minors_apart, version_of
 from vmimage.spec.model import Spec
 from vmimage.spec.pins import Arch
-from vmimage.util.transfer import UnavailableError
+from vmimage.util.location import UnavailableError
 
 MOST_SKEW = 1
 """Minor versions that kubectl may be away from its cluster: https://kubernetes.io/releases/version-skew-policy/#kubectl"""

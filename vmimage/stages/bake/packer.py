@@ -103,8 +103,7 @@ def _plugins_installed(folder: Path) -> bool:
 
 def main(command: str, folder: str, *args: str) -> int:
     """Run inside the confined child: stream Packer's output to ours and return its exit status."""
-    # Imported here: it takes a tenth of a second, and of all commands only a bake needs it.
-    from packerpy import PackerClient  # noqa: PLC0415
+    from packerpy import PackerClient
 
     logger = logging.getLogger("packer")
     logger.setLevel(logging.INFO)

@@ -20,7 +20,6 @@ from vmimage.plan import PinnedFile, Plan
 from vmimage.spec.model import MachineSpec
 from vmimage.stages.bake.stage import DISK
 from vmimage.stages.base import DEBS, PACKAGES
-from vmimage.stages.release.contents import fill_release
 from vmimage.stages.release.dist import (
     Release,
     find_release,
@@ -116,6 +115,8 @@ class ReleaseStage(Stage):
     @override
     def make(self, work: Path, step: Step) -> Mapping[str, object]:
         """Fill a version folder; returns its manifest."""
+        from vmimage.stages.release.contents import fill_release
+
         export = self.verify.export
         facts = manifest(self)
         step.now("list the software in it")
@@ -135,7 +136,6 @@ class ReleaseStage(Stage):
         )
 
     def _sboms(self, made: datetime) -> Mapping[str, str]:
-        # The libraries of such documents take a second to load, and few commands release anything.
         from vmimage.stages.release.sbom.documents import Subject
         from vmimage.stages.release.sbom.of_image import sboms_of_image
 

@@ -17,8 +17,7 @@ from vmimage.stages.export import ExportStage
 from vmimage.stages.stage import StoredStage
 from vmimage.stages.verify.checks import DISK_TESTS, PACE, check_files, known_seconds, note_seconds
 from vmimage.stages.verify.matrix import Boot, boots
-from vmimage.stages.verify.subject import File, Subject
-from vmimage.stages.verify.verdict import VERDICT, verify
+from vmimage.stages.verify.subject import VERDICT, File, Subject
 from vmimage.util.console import Step
 from vmimage.util.files import sha256_file
 from vmimage.vm.profiles import PROFILES
@@ -83,6 +82,8 @@ class VerifyStage(StoredStage):
         return super().find() if self.export.is_there() else None
 
     def make(self, work: Path, step: Step) -> Mapping[str, object]:
+        from vmimage.stages.verify.verdict import verify
+
         files = self.export.exported.items()
         folder = self.export.result.path
         context = self.context

@@ -15,6 +15,8 @@ from vmimage.stages.verify.matrix import Boot
 from vmimage.util.errors import HostError, VerifyError, VmimageError
 from vmimage.util.files import sha256_file
 
+VERDICT = "verdict.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class File:

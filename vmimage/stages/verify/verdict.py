@@ -20,14 +20,13 @@ from vmimage.formats.format import Opened, write_raw
 from vmimage.stages.kept import ENTER
 from vmimage.stages.verify.checks import DISK_TESTS, Check, run_tests
 from vmimage.stages.verify.machine import AT_ONCE, Identities, Rooms, check_machine
-from vmimage.stages.verify.subject import Subject, opened_disk, require_recorded
+from vmimage.stages.verify.subject import VERDICT, Subject, opened_disk, require_recorded
 from vmimage.util.console import Step
 from vmimage.util.errors import VerifyError
 from vmimage.util.files import sha256_file
 from vmimage.util.run import kill_running
 from vmimage.vm.accelerator import Accelerator, machines_at_once
 
-VERDICT = "verdict.json"
 END_SECONDS = 0.1
 
 

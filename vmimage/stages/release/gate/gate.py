@@ -9,13 +9,13 @@ from datetime import date
 from pathlib import Path
 
 from vmimage.spec.vulnerabilities import Vulnerabilities
-from vmimage.stages.fetch import download, reason_of
+from vmimage.stages.fetch import reason_of
 from vmimage.util.console import Step
 from vmimage.util.errors import VerifyError
 from vmimage.util.files import expanded
+from vmimage.util.location import UnavailableError
 from vmimage.util.masking import masked
 from vmimage.util.settings import Bounds
-from vmimage.util.transfer import UnavailableError
 from vmimage.util.urls import is_safe
 
 TRACKER = "https://security-tracker.debian.org/tracker/data/json"
@@ -49,7 +49,6 @@ class Gate:
             VerifyError: The image is not to be released.
             InputError: The data are none.
         """
-        # These libraries take a while to load, and few commands ask.
         from vmimage.stages.release.gate.policy import blocked_line, judge
         from vmimage.stages.release.gate.tracker import find_vulnerabilities, read_tracker
 
@@ -96,6 +95,8 @@ class Gate:
             return expanded(self.data, "--security-data")
         if not is_safe(self.data):
             raise UnavailableError("is refused: only https proves who answers (http only to this host itself)")
+        from vmimage.util.download import download
+
         to = work / "security-tracker.json"
         try:
             download(self.data, to, step.bar("security tracker"), replace(self.bounds, believed=True))

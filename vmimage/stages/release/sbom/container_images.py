@@ -16,7 +16,7 @@ import zstandard
 
 from vmimage.util.errors import VerifyError
 from vmimage.util.json_file import parse_json
-from vmimage.util.transfer import UnavailableError
+from vmimage.util.location import UnavailableError
 from vmimage.util.unpack import Bounded
 
 MOST_MEMBERS = 100_000
