@@ -144,13 +144,13 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder, also when files in it belong to subordinate users (base stage)."""
+    """Remove a file or a folder, also when files in it belong to subordinate users (base stage), however deep it is."""
     for attempt in range(1, REMOVALS + 1):
         if not os.path.lexists(path):
             return
         try:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        except PermissionError:
+        except (PermissionError, RecursionError):
             run(["rm", "-rf", "--one-file-system", path], confine=Confine.FAKE_ROOT)
         except OSError as error:
             # A program that is about to end, or another process that removes the same, is still at work in it.
