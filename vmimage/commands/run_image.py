@@ -133,11 +133,25 @@ def run_release(
             for line in _ways_in(ports, further, skipped, machine.serial, disk):
                 console.say(line)
             try:
-                if machine.wait():
+                if machine.wait(lambda why: console.warn(unwritten(overlay, why))):
                     said = (work / "qemu.log").read_text(errors="replace").strip()
                     raise BuildError(f"QEMU ended: {said}")
             except KeyboardInterrupt:
                 console.say("stopped")
+
+
+def unwritten(disk: Path, why: str) -> str:
+    """Return what to tell when what a machine writes cannot be written on this host.
+
+    Args:
+        disk: The file that takes it.
+        why: QEMU's reason, if it gives one.
+    """
+    return (
+        f"what the machine writes cannot be written to {disk.parent}: {why or 'an I/O error'}\n"
+        "  its programs are told of an I/O error, and its file systems may be read-only from now on.\n"
+        f"  Make room on the disk with {disk.parent} (`df -h`), then restart the machine: `sudo reboot` in it"
+    )
 
 
 def further_ports(wanted: str | None, ports: Mapping[str, int]) -> tuple[list[int], list[int]]:
