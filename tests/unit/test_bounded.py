@@ -127,6 +127,32 @@ def test_command_that_does_not_end(tmp_path: Path) -> None:
         login.read_answer(bounded.start(transport, "sleep 9"), seconds=0.2)
 
 
+@pytest.mark.parametrize("reads", [True, False], ids=["slowly", "never"])
+def test_machine_that_reads_nothing_is_not_sent_to_for_ever(reads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may ask for answers faster than it takes them; who sends holds the lock of all others."""
+    monkeypatch.setattr(bounded, "UNSENT_SECONDS", 0.4)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0.05)
+    packets, stop = bounded._Packets(ours), threading.Event()
+
+    def read() -> None:
+        while not stop.wait(0.05):
+            theirs.recv(400_000)
+
+    thread = threading.Thread(target=read)
+    with ours, theirs:
+        if not reads:
+            with pytest.raises(EOFError):
+                packets.write_all(bytes(4 << 20))
+            return
+        thread.start()
+        started = time.monotonic()
+        packets.write_all(bytes(4 << 20))
+        stop.set()
+        thread.join()
+        assert time.monotonic() - started > 0.5, "it was sent without a wait"
+
+
 def test_command_that_does_not_begin(tmp_path: Path) -> None:
     with session(tmp_path) as transport:
         started = time.monotonic()

@@ -260,6 +260,8 @@ def test_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("text.txt", InputError, "has no known format"),
         ("wrong", VerifyError, r"wrong cannot be used: manifest\.json"),
         ("a\0b", InputError, "no path"),
+        ("x" * 256, InputError, "xx…: no path"),
+        ("a/" * 2100, InputError, "a/…: no path"),
         ("", InputError, "no release"),
         (".", InputError, "no release"),
     ],

@@ -161,7 +161,14 @@ def test_gate_without_data_says_that_it_did_not_run(tmp_path: Path, step: Step, 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"curl": 1}', "nonsense", "[" * 100_000, json.dumps(FILLING)[:-1], "\xff"]
+    "text",
+    [
+        *("", "[]", "{}", '{"curl": 1}', "nonsense", "[" * 100_000, json.dumps(FILLING)[:-1], "\xff"),
+        # Of two, the last one would count.
+        json.dumps(FILLING)[:-1] + ', "curl": {}, "curl": {}}',
+        json.dumps(FILLING)[:-1] + ', "curl": {"CVE-2026-0001": {}, "CVE-2026-0001": {}}}',
+        json.dumps(FILLING)[:-1] + ', "curl": NaN}',
+    ],
 )
 def test_data_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "data").write_bytes(text.encode("latin-1"))

@@ -51,3 +51,9 @@ def test_ports_in_use_are_named() -> None:
         port, free = busy.getsockname()[1], free_port()
         with pytest.raises(HostError, match=rf"in use on localhost: {port} \(ssh\)"):
             require_free({"ssh": port, "http": free})
+
+
+def test_large_file_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "k.pub").write_text("ssh-ed25519 AAAA\n" * 10_000)
+    with pytest.raises(InputError, match="not a public ssh key: larger than"):
+        find_public_keys(str(tmp_path / "k.pub"), tmp_path)

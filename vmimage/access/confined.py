@@ -214,7 +214,7 @@ class Folder:
         if stat.S_ISDIR(mode):
             top, rest = self._at(components(old))
             there = os.path.join(top, *rest)  # noqa: PTH118 - bytes
-            for link in links_in(there):
+            for link in links_in(there, whole=True):
                 self._require_inward(os.readlink(link), os.path.join(new, os.path.relpath(link, there)))  # noqa: PTH115, PTH118
 
     def _require_inward(self, target: bytes, path: bytes) -> None:

@@ -6,6 +6,7 @@ nothing: the user says where it leads, and it must lead there.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,14 +103,32 @@ def _is_link_of(top: bytes, path: bytes) -> bool:
     return os.path.islink(path) and inside(top, os.path.realpath(os.path.dirname(path)))  # noqa: PTH114, PTH120
 
 
-def links_in(top: bytes) -> Iterator[bytes]:
-    """Yield the links below a directory, of its first 100,000 names."""
-    examined = 0
-    for folder, folders, files in os.walk(top):
-        for name in (*folders, *files):
-            examined += 1
+def links_in(top: bytes, *, whole: bool = False) -> Iterator[bytes]:
+    """Yield the links below a directory, of its first 100,000 names.
+
+    A machine may make folders in folders without end, so nothing here calls itself.
+
+    Args:
+        whole: Of all names, or none.
+
+    Raises:
+        OSError: With `whole`, not all can be examined.
+    """
+    examined, waiting = 0, [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    examined += 1
+                    if examined > EXAMINED:
+                        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+                    if entry.is_symlink():
+                        yield entry.path
+                    elif entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+        except OSError:
+            if whole:
+                raise
             if examined > EXAMINED:
                 return
-            path = os.path.join(folder, name)  # noqa: PTH118 - names are bytes
-            if os.path.islink(path):  # noqa: PTH114
-                yield path

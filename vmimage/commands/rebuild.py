@@ -34,6 +34,10 @@ from vmimage.util.settings import Options
 
 REMADE = ("base", "bake", "export")
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
+MOST_LEVELS, MOST_VALUES = 20, 100_000
+"""Of the inputs in a manifest: theirs are some six levels, and a few hundred values."""
+MOST_TOLD, MOST_LINE = 50, 300
+"""Differences that an error tells one by one, and characters of each."""
 
 
 Line = Annotated[str, StringConstraints(max_length=4000)]
@@ -139,6 +143,7 @@ def recorded(manifest: Manifest) -> Recorded:
     told: Mapping[str, Any] = manifest.model_extra or {}
     keys = {name: stage.key for name, stage in manifest.stages.items() if name in REMADE and stage.key}
     try:
+        _require_bounded(told.get("inputs"))
         inputs = Inputs.model_validate(told.get("inputs"))
         debs = DEBS_LIST.validate_python(told.get("debs", []))
         if set(keys) != set(REMADE) or not inputs.base.period:
@@ -162,6 +167,22 @@ def recorded(manifest: Manifest) -> Recorded:
     )
 
 
+def _require_bounded(inputs: object) -> None:
+    """Check that inputs are not larger or deeper than any, before they are compared.
+
+    Raises:
+        ValueError: They are.
+    """
+    waiting, values = [(inputs, 1)], 0
+    while waiting:
+        each, level = waiting.pop()
+        inner = each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+        values += len(inner)
+        if level > MOST_LEVELS or values > MOST_VALUES:
+            raise ValueError(f"inputs: more than {MOST_LEVELS} levels or {MOST_VALUES} values")
+        waiting += [(one, level + 1) for one in inner if isinstance(one, dict | list)]
+
+
 def other_debs(known: Mapping[str, str], made: Mapping[str, str]) -> list[str]:
     """Return the packages whose .deb has other bytes, though it has the same version."""
     return sorted(name for name, digest in made.items() if known.get(name, digest) != digest)
@@ -180,7 +201,9 @@ def require_same_sources(plan: Plan, context: BuildContext, known: Recorded) -> 
     stages = _stages(then, context)
     if {name: stages[name].key for name in REMADE} != known.keys:
         told = [f"{n}: {text}" for n in REMADE for text in differences(known.raw[n], stages[n].inputs)]
-        listed = "\n    ".join(told or ["a provision step, or a file that one lays"])
+        more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
+        some = [text if len(text) <= MOST_LINE else f"{text[:MOST_LINE]} …" for text in told[:MOST_TOLD]]
+        listed = "\n    ".join([*some, *more] or ["a provision step, or a file that one lays"])
         where = f"its sources are those of `git checkout {known.commit}`" if known.commit else "check out its sources"
         raise InputError(f"this checkout would make another image:\n    {listed}", hint=where)
     warnings = [

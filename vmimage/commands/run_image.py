@@ -19,12 +19,13 @@ from vmimage.stages.release.dist import Release, choose, tell_misfits
 from vmimage.stages.release.version import LATEST
 from vmimage.util.console import Console
 from vmimage.util.errors import BuildError, InputError
-from vmimage.util.files import expanded, fullness_told, home
+from vmimage.util.files import expanded, fullness_told, home, read_regular
 from vmimage.util.firmware import FirmwareName
 from vmimage.util.ports import is_taken, ranges, require_free
 from vmimage.util.settings import Options
 from vmimage.vm.accelerator import find_accelerator, machine_cpus
 from vmimage.vm.forwards import FORWARDS
+from vmimage.vm.limits import KEY_BYTES
 from vmimage.vm.machine import Hardware, make_overlay, start, write_seed
 from vmimage.vm.profiles import HYPERVISORS, PROFILES
 
@@ -59,7 +60,7 @@ def find_public_keys(given: str | None, folder: Path) -> list[str]:
     keys = []
     for path in paths:
         if path.is_file():
-            text = path.read_text(errors="replace").strip()
+            text = _public_key(path)
             if not text.startswith(("ssh-", "ecdsa-", "sk-")):
                 raise InputError(f"{path} is not a public ssh key", hint="name the file that ends in .pub")
             keys.append(text)
@@ -69,6 +70,13 @@ def find_public_keys(given: str | None, folder: Path) -> list[str]:
             hint="make one with `ssh-keygen -t ed25519`, or name one with --ssh-key",
         )
     return keys
+
+
+def _public_key(path: Path) -> str:
+    try:
+        return read_regular(path, KEY_BYTES, follow=True).decode(errors="replace").strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a public ssh key: {error}", hint="name the file that ends in .pub") from error
 
 
 def run_release(
@@ -133,11 +141,25 @@ def run_release(
             for line in _ways_in(ports, further, skipped, machine.serial, disk):
                 console.say(line)
             try:
-                if machine.wait():
+                if machine.wait(lambda why: console.warn(unwritten(overlay, why))):
                     said = (work / "qemu.log").read_text(errors="replace").strip()
                     raise BuildError(f"QEMU ended: {said}")
             except KeyboardInterrupt:
                 console.say("stopped")
+
+
+def unwritten(disk: Path, why: str) -> str:
+    """Return what to tell when what a machine writes cannot be written on this host.
+
+    Args:
+        disk: The file that takes it.
+        why: QEMU's reason, if it gives one.
+    """
+    return (
+        f"what the machine writes cannot be written to {disk.parent}: {why or 'an I/O error'}\n"
+        "  its programs are told of an I/O error, and its file systems may be read-only from now on.\n"
+        f"  Make room on the disk with {disk.parent} (`df -h`), then restart the machine: `sudo reboot` in it"
+    )
 
 
 def further_ports(wanted: str | None, ports: Mapping[str, int]) -> tuple[list[int], list[int]]:

@@ -26,6 +26,9 @@ BESIDE = "vmimage-"
 """By which files are known that wait beside another to take its place."""
 LEFT_SECONDS = 60.0
 REMOVALS = 20
+MOST_PATH, MOST_NAME = 4095, 255
+"""Bytes of a path, and of a name in it: PATH_MAX and NAME_MAX of Linux."""
+MOST_SHOWN = 200
 NO_HOME = Path("/dev/null/no-home-directory")
 
 
@@ -51,14 +54,26 @@ def expanded(path: str | Path, option: str) -> Path:
         InputError: There is no such user, or it is no path at all.
     """
     text = str(path)
-    if "\0" in text:
-        raise InputError(f"{option} {path}: no path", hint="a path holds no NUL")
+    if not _is_path(text):
+        raise InputError(
+            f"{option} {text[:MOST_SHOWN]}{'…' * (len(text) > MOST_SHOWN)}: no path",
+            hint=f"a path has at most {MOST_PATH} bytes, a name in it {MOST_NAME}, and no NUL",
+        )
     if text == "~" or text.startswith("~/"):
         return home() / text[2:]
     found = os.path.expanduser(text)  # noqa: PTH111 - never raises
     if found.startswith("~"):
         raise InputError(f"{option} {path}: there is no such user", hint="write the folder from / on")
     return Path(found)
+
+
+def _is_path(text: str) -> bool:
+    """Tell whether there can be a file of this name; the system would fail in another way with each call."""
+    try:
+        path = os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in path and len(path) <= MOST_PATH and max(map(len, path.split(b"/"))) <= MOST_NAME
 
 
 def sha256_file(path: Path) -> str:
@@ -144,13 +159,13 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder, also when files in it belong to subordinate users (base stage)."""
+    """Remove a file or a folder, also when files in it belong to subordinate users (base stage), however deep it is."""
     for attempt in range(1, REMOVALS + 1):
         if not os.path.lexists(path):
             return
         try:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        except PermissionError:
+        except (PermissionError, RecursionError):
             run(["rm", "-rf", "--one-file-system", path], confine=Confine.FAKE_ROOT)
         except OSError as error:
             # A program that is about to end, or another process that removes the same, is still at work in it.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,11 +15,46 @@ import paramiko
 from paramiko.buffered_pipe import BufferedPipe
 from paramiko.packet import Packetizer
 
-from vmimage.vm.limits import BANNER_BYTES, COMMAND_SECONDS, PACKET_BYTES, UNREAD_BYTES
+from vmimage.vm.limits import BANNER_BYTES, COMMAND_SECONDS, PACKET_BYTES, UNREAD_BYTES, UNSENT_SECONDS
+
+
+class _Sending:
+    """A socket to a machine that may read nothing of what it makes us answer: paramiko would send for ever.
+
+    Who sends holds a lock that all need who send, so nobody else would come to an end either.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._behind_since: float | None = None
+
+    def send(self, data: bytes) -> int:
+        """Send some bytes.
+
+        Raises:
+            TimeoutError: There is no room for them; paramiko tries again.
+            OSError: There has been none for too long; the session ends.
+        """
+        try:
+            sent = self._connection.send(data)
+        except TimeoutError:
+            now = time.monotonic()
+            since = self._behind_since = self._behind_since or now
+            if now - since > UNSENT_SECONDS:
+                raise OSError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+            raise
+        self._behind_since = None
+        return sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
 
 
 class _Packets(Packetizer):
     _greeting = 0
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(_Sending(connection))  # type: ignore[arg-type]  # it sends, receives and closes
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
         """Read a packet, or a part of it.

@@ -12,6 +12,8 @@ PACKET_BYTES = 1 << 20
 LOGIN_SECONDS = 20.0
 # What a channel holds that nobody has read yet. Our window is 2 MiB, which an honest server keeps to.
 UNREAD_BYTES = 4 << 20
+# It takes nothing of what is sent to it. An emulated machine that is busy may leave it lying for half a minute.
+UNSENT_SECONDS = 90.0
 
 # The answer of a command in the machine, output and errors each; and what of it is shown.
 ANSWER_BYTES = 64 << 10

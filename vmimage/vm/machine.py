@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -32,6 +32,8 @@ from vmimage.vm.serial import bounded
 
 SERIAL = "serial.log"
 AGENT_SECONDS = 60.0
+LISTEN_SECONDS = 0.5
+"""To QEMU's events, before it is looked whether it still runs."""
 CONSOLE_LINES = 30
 MOST_CONSOLE_BYTES = 64 << 10
 MOST_ANSWER_BYTES = 64 << 10
@@ -177,8 +179,16 @@ class Machine:
         """Tell whether QEMU still runs."""
         return self._process.poll() is None
 
-    def wait(self) -> int:
-        """Wait until QEMU ends (the guest was shut down); returns its exit status."""
+    def wait(self, on_write_error: Callable[[str], object]) -> int:
+        """Wait until QEMU ends (the guest was shut down); returns its exit status.
+
+        Args:
+            on_write_error: Is told once when this host does not take what the guest writes, with QEMU's reason: its
+                disk is full, for instance. The guest alone would know of it.
+        """
+        while self.alive():
+            if (why := self._monitor.write_error(LISTEN_SECONDS)) is not None:
+                on_write_error(why)
         return self._process.wait()
 
     def port(self, guest_port: int) -> int:

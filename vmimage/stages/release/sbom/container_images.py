@@ -122,7 +122,10 @@ def _lists(stream: IO[bytes]) -> dict[str, Any]:
 
 def _tags(images: Any) -> Iterator[str]:
     for image in images:
-        yield from (qualified(str(tag)) for tag in image.get("RepoTags") or [])
+        tags = image.get("RepoTags") or []
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise ValueError("RepoTags of an image is no list of names")
+        yield from map(qualified, tags)
 
 
 def qualified(name: str) -> str:
@@ -137,8 +140,10 @@ def _described(index: Any) -> Iterator[tuple[str, str]]:
     """Yield (name, digest) of what an index of OCI lists under the full name of an image."""
     for entry in index.get("manifests") or []:
         name = (entry.get("annotations") or {}).get("io.containerd.image.name")
+        if name and not isinstance(name, str):
+            raise ValueError("the name of an image is no text")
         if name:
-            yield str(name), str(entry["digest"])
+            yield name, str(entry["digest"])
 
 
 def _image(name: str, digest: str) -> ContainerImage:

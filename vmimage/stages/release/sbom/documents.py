@@ -12,13 +12,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from uuid import NAMESPACE_URL, uuid5
 
-import debsbom.apt.copyright as debsbom_licenses
 from cyclonedx.model import HashAlgorithm, HashType
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
@@ -27,8 +25,6 @@ from cyclonedx.model.license import DisjunctiveLicense, License, LicenseExpressi
 from cyclonedx.output.json import JsonV1Dot6
 from debsbom.generate import Debsbom
 from debsbom.sbom import SBOMType
-from license_expression import ExpressionError, get_spdx_licensing
-from license_expression import LicenseExpression as Expression
 from packageurl import PackageURL
 from spdx_tools.spdx.model.checksum import Checksum, ChecksumAlgorithm
 from spdx_tools.spdx.model.document import Document
@@ -37,11 +33,10 @@ from spdx_tools.spdx.model.relationship import Relationship, RelationshipType
 from spdx_tools.spdx.model.spdx_no_assertion import SpdxNoAssertion
 from spdx_tools.spdx.writer.json.json_writer import write_document_to_stream
 
+from vmimage.stages.release.sbom.licenses import expression
 from vmimage.stages.release.sbom.software import Software
 from vmimage.util.errors import VerifyError
 
-# It reads the list of all licences for each package: 2000 of them, 0.1 s.
-debsbom_licenses.get_spdx_licensing = cache(get_spdx_licensing)
 # It tells of every package that names no maintainer.
 logging.getLogger("debsbom").addHandler(logging.NullHandler())
 logging.getLogger("debsbom").propagate = False
@@ -63,8 +58,6 @@ class Subject:
         return f"urn:x-vmimage:{self.image}:{self.version}:{self.arch}"
 
 
-MOST_LICENSE = 1000
-"""Characters of an expression of licences."""
 CYCLONEDX, SPDX = ".cdx.json", ".spdx.json"
 """Ends of names, as the programs that read such documents expect them."""
 
@@ -140,17 +133,7 @@ def _component(software: Software) -> Component:
 def _licenses(text: str) -> list[License]:
     if not text:
         return []
-    return [DisjunctiveLicense(name=text) if _license(text) is None else LicenseExpression(text)]
-
-
-def _license(text: str) -> Expression | None:
-    """Return an expression of licences that SPDX knows, which has no truth of its own; nothing for another text."""
-    if not text or len(text) > MOST_LICENSE:
-        return None
-    try:
-        return debsbom_licenses.get_spdx_licensing().parse(text, validate=True)
-    except (ExpressionError, RecursionError):
-        return None
+    return [DisjunctiveLicense(name=text) if expression(text) is None else LicenseExpression(text)]
 
 
 def add_to_spdx(document: Document, others: Iterable[Software]) -> None:
@@ -172,7 +155,7 @@ def spdx_id(purl: str) -> str:
 
 
 def _package(software: Software) -> Package:
-    declared = _license(software.license)
+    declared = expression(software.license)
     return Package(
         spdx_id=spdx_id(software.purl),
         name=software.name,
