@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import signal
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.sftp_client import Client, served
+from vmimage import host
 from vmimage.access.confined import Folder
+from vmimage.util.memo import Memo
 
+LOG = logging.getLogger("vmimage")
 TESTS = Path(__file__).parent
 # Seconds that one test may take; with the real k3s, e2e waits for hours where it must.
 TIERS = {"unit": 60, "host": 600, "e2e": 5 * 3600}
@@ -31,6 +38,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if tier in TIERS:
             item.add_marker(tier)
             item.add_marker(pytest.mark.timeout(TIERS[tier]))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give back what a process has once, and fail a test that leaves it otherwise: later tests would depend on it."""
+    if request.path.relative_to(TESTS).parts[0] not in ("unit", "host"):
+        yield
+        return
+    memory, before = host._memo, process_state()
+    host._memo = Memo()
+    yield
+    host._memo = memory
+    for handler in LOG.handlers[:]:
+        LOG.removeHandler(handler)
+        with contextlib.suppress(OSError):  # a test's disk may be full
+            handler.close()
+    LOG.propagate = True
+    LOG.setLevel(logging.NOTSET)
+    assert process_state() == before, "a test leaves the process as it was"
+
+
+def process_state() -> dict[str, object]:
+    """Return what tests share without a word: the environment, the folder, the umask, the handlers of signals."""
+    os.umask(mask := os.umask(0o077))
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    folder = Path("/proc/self/cwd").readlink()
+    return {"environment": environment, "folder": folder, "umask": mask, "signals": handlers, "path": sys.path[:]}
 
 
 IMAGES = """\

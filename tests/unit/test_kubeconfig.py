@@ -115,7 +115,7 @@ def test_what_a_machine_may_not_bring_is_refused_by_name(section: str, entry: st
 def test_aliases_and_depth_are_refused_at_once() -> None:
     bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 13))
     deep = "[" * 30000
-    started = time.monotonic()
+    started = time.process_time()
     for text in (
         machines(more=bomb, cluster="{extensions: *a12}"),
         machines(more=bomb),
@@ -124,7 +124,7 @@ def test_aliases_and_depth_are_refused_at_once() -> None:
     ):
         with pytest.raises(HostError, match="it has aliases, or is too deep"):
             renamed(text, "x", "y")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @given(text=st.text(alphabet=st.sampled_from("[]{}&*!<:-,'\"?|>% \nab\x00\x85\u2028é"), max_size=60))

@@ -65,9 +65,9 @@ def test_what_is_no_credential_stays(text: str) -> None:
 
 @pytest.mark.parametrize("piece", ["a://b:c", "a.", "~", "a:b", "x://x", "with url: ", "a@", "?a", "https://a:/", "%"])
 def test_long_texts_take_no_long_time(piece: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     masked(f"@? {piece * (200_000 // len(piece))} @?")
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_arguments_are_hidden_even_where_they_are_no_urls() -> None:

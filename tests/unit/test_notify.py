@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import watchfiles
 
-from vmimage.access import notify
+from vmimage.access import inotify, notify
 from vmimage.access.confined import Folder
+from vmimage.access.inotify import unwatched
 from vmimage.access.notify import Notifier, look_through
 from vmimage.access.share import Presence
 from vmimage.util.console import Console
@@ -36,13 +37,25 @@ class Watched:
             time.sleep(0.02)
 
 
+def has_watches(root: Path) -> bool:
+    """Tell whether a directory is watched by now, with all in it."""
+    return root.stat().st_ino in inotify._numbers() and not unwatched(str(root), look_through(root, 0).folders)
+
+
 @contextlib.contextmanager
-def watching(root: Path, settled: float = 0.3) -> Iterator[Watched]:
-    """Watch a directory for the length of a `with` block."""
+def watching(root: Path, settled: float = 0.0) -> Iterator[Watched]:
+    """Watch a directory for the length of a `with` block.
+
+    Args:
+        settled: Seconds after which it is watched, if not by watches of the system.
+    """
     found, stop = Watched(), threading.Event()
     notifier = Notifier(root, found.said.append)
     thread = threading.Thread(target=notifier.follow, args=(found.told.update, stop))
     thread.start()
+    end = time.monotonic() + 10
+    while not settled and not has_watches(root) and time.monotonic() < end:
+        time.sleep(0.01)
     time.sleep(settled)
     try:
         yield found
@@ -88,7 +101,7 @@ def test_directory_that_is_made_anew_is_watched_again(how: str, tmp_path: Path) 
             (tmp_path / "new").rename(root)
         else:
             shutil.rmtree(root)
-            time.sleep(0.5 if how == "gone for a while" else 0)
+            time.sleep(0.3 if how == "gone for a while" else 0)
             root.mkdir()
         (root / "first").touch()
         watched.until(b"first", *([b"long before"] if how == "swapped" else []))

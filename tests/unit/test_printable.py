@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from invoke.exceptions import Exit
 
+from tests.any_text import any_text
 from vmimage.commands.session import errors_shown
 from vmimage.util.console import Console
 from vmimage.util.errors import VerifyError
@@ -24,7 +24,7 @@ def test_what_a_terminal_would_obey_is_shown() -> None:
     assert printable(SHOWN) == SHOWN
 
 
-@given(st.text())
+@given(any_text())
 def test_nothing_else_is_left(text: str) -> None:
     shown = printable(text)
     assert not [each for each in shown if not each.isprintable() and each not in "\n\t\u00a0"]

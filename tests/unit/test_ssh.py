@@ -93,7 +93,7 @@ def test_a_program_that_hangs_up_is_not_dialled_for_any_longer(guest: socket.soc
         with socket.create_connection(("127.0.0.1", port), timeout=10):
             for _ in range(3):
                 guest.accept()[0].close()
-        guest.settimeout(0.8)
+        guest.settimeout(0.4)
         dialled = 0
         with contextlib.suppress(TimeoutError):
             while dialled < 20:

@@ -4,8 +4,8 @@ import time
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.any_text import any_text
 from vmimage import PROJECT
 from vmimage.spec import yaml_lines
 from vmimage.spec.yaml_lines import parse
@@ -120,6 +120,6 @@ def test_what_is_large_or_deep_ends_soon(what: str) -> None:
     assert time.process_time() - started < 2.0
 
 
-@given(st.text(max_size=60))
+@given(any_text(max_size=60))
 def test_no_text_raises(text: str) -> None:
     parse(text)
