@@ -66,9 +66,11 @@ def manifests_to_rebuild(base: Path) -> Family:
         return require_same_sources(plan, context, known)
 
     def with_odd(odd: str) -> bytes:
-        return json.dumps({**json.loads(text), "inputs": {**inputs, "base": {**inputs["base"], "odd": 0}}}).replace(
-            '"odd": 0', f'"odd": {odd}'
-        ).encode()
+        return (
+            json.dumps({**json.loads(text), "inputs": {**inputs, "base": {**inputs["base"], "odd": 0}}})
+            .replace('"odd": 0', f'"odd": {odd}')
+            .encode()
+        )
 
     def nested(levels: int, values: int) -> bytes:
         inner = json.dumps(dict.fromkeys(map(str, range(values)), 1))
@@ -93,7 +95,12 @@ TRACKED = {
     "description": "a buffer overflow",
     "scope": "remote",
     "releases": {
-        "trixie": {"status": "resolved", "repositories": {"trixie": "8.0-1"}, "fixed_version": "8.1-1", "urgency": "low"}
+        "trixie": {
+            "status": "resolved",
+            "repositories": {"trixie": "8.0-1"},
+            "fixed_version": "8.1-1",
+            "urgency": "low",
+        }
     },
 }
 FILLING: dict[str, Any] = {f"package-{number}": {} for number in range(LEAST_PACKAGES)}

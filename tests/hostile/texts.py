@@ -61,7 +61,7 @@ def _with_all_keys() -> dict[str, Any]:
 
 def images_yaml() -> Family:
     data = IMAGES.encode()
-    seldom = ("snapshot", "exclude", "keep", "initrd", "purl", "license", "bytes", "upstream", "machine", "vulnerabilities")
+    seldom = ("snapshot", "exclude", "keep", "initrd", "purl", "license", "bytes", "upstream", "machine", "vulnerabil")
     return Family(
         read=_plan,
         good=good(data=data),
