@@ -25,6 +25,7 @@ from tests.upstream import Pages, project_of, upstream
 from vmimage.access.confined import Folder
 from vmimage.access.known_hosts import host_name, record
 from vmimage.access.login import Address
+from vmimage.access.notify import Notifier
 from vmimage.access.share import _carry, make_share
 from vmimage.commands.bundle import write_bundle
 from vmimage.commands.session import session
@@ -153,7 +154,7 @@ class Share:
         share = make_share(str(scene.folder / "shared"), None, read_only=False, notify=False)
         address = Address(port=scene.port, key=scene.folder / "keys/id_ed25519")
         with contextlib.closing(Folder(share.source)) as folder:
-            _carry(share, address, scene.options.known_hosts, folder, Console(), again=False)
+            _carry(share, address, scene.options.known_hosts, folder, Console(), Notifier(share.source), again=False)
 
     def check(self, scene: Scene) -> None:
         assert (scene.folder / "shared" / "file").read_bytes() in map(_content, range(FILES + 1))

@@ -106,7 +106,9 @@ def run_share(share: Share, address: Address, known_hosts: Path, console: Consol
     if closed := closed_doors(share.source, share.doors):
         console.say("\n  ".join(["not served, since these links lead out; each is by its option:", *closed]))
     with contextlib.closing(Folder(share.source, read_only=share.read_only, doors=share.doors)) as folder:
-        carry = partial(_carry, share, address, known_hosts, folder, console)
+        # One for all sessions: what it says of the directory is said once.
+        notifier = Notifier(share.source, console.warn)
+        carry = partial(_carry, share, address, known_hosts, folder, console, notifier)
         carry(again=False)
         while True:
             console.event("lost", address=str(address))
@@ -131,7 +133,16 @@ def _carry_again(carry: Callable[..., None]) -> None:
             return
 
 
-def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, console: Console, *, again: bool) -> None:
+def _carry(
+    share: Share,
+    address: Address,
+    known_hosts: Path,
+    folder: Folder,
+    console: Console,
+    notifier: Notifier,
+    *,
+    again: bool,
+) -> None:
     """Log in and mount; returns when the session is lost.
 
     Args:
@@ -149,7 +160,6 @@ def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, co
             if isinstance(transport.sock, socket.socket):
                 transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = Session(share=share, transport=transport)
-            notifier = Notifier(share.source, console.warn)
             with _mounted(session, folder, console, notifier.by_guest, again=again) as lost:
                 _announce(share, address, console, again=again)
                 with contextlib.ExitStack() as stack:
