@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import paramiko
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
@@ -15,8 +15,15 @@ from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 class _Server(paramiko.ServerInterface):
     """Lets in who has one of the keys, and answers every command with the same."""
 
-    def __init__(self, answer: bytes, status: int | None, errors: bytes, allowed: Collection[bytes] | None) -> None:
-        self._answer, self._status, self._errors, self._allowed = answer, status, errors, allowed
+    def __init__(
+        self,
+        answer: bytes,
+        status: int | None,
+        errors: bytes,
+        allowed: Collection[bytes] | None,
+        work: Callable[[paramiko.Channel, bytes], object] | None,
+    ) -> None:
+        self._answer, self._status, self._errors, self._allowed, self._work = answer, status, errors, allowed, work
 
     def get_allowed_auths(self, *_: object) -> str:
         return "publickey"
@@ -30,11 +37,14 @@ class _Server(paramiko.ServerInterface):
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         if command == b"take your time":
             time.sleep(1)
-        threading.Thread(target=self._say, args=(channel,), daemon=True).start()
+        threading.Thread(target=self._say, args=(channel, command), daemon=True).start()
         return True
 
-    def _say(self, channel: paramiko.Channel) -> None:
-        with contextlib.suppress(OSError, EOFError):  # a client that has heard enough hangs up
+    def _say(self, channel: paramiko.Channel, command: bytes) -> None:
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # a client that has heard enough hangs up
+            if self._work:
+                self._work(channel, command)
+                return
             channel.sendall(self._answer)
             channel.sendall_stderr(self._errors)
             if self._status is not None:
@@ -50,6 +60,7 @@ def ssh_server(
     status: int | None = 0,
     errors: bytes = b"",
     allowed: Collection[bytes] | None = None,
+    work: Callable[[paramiko.Channel, bytes], object] | None = None,
 ) -> Iterator[int]:
     """Serve ssh for the length of a `with` block; yields the port.
 
@@ -57,6 +68,7 @@ def ssh_server(
         status: The exit status of every command; None for commands that do not end.
         errors: What every command says on standard error.
         allowed: The public keys that are let in; all when not given.
+        work: Does what a command does, and ends it; then the same is not said to every one.
     """
     sessions = list[paramiko.Transport]()
 
@@ -71,7 +83,7 @@ def ssh_server(
             for key in keys:
                 session.add_server_key(key)
             # With an event it returns at once, whatever becomes of the session.
-            session.start_server(threading.Event(), _Server(answer, status, errors, allowed))
+            session.start_server(threading.Event(), _Server(answer, status, errors, allowed, work))
 
     with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=accept)

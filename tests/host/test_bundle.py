@@ -73,19 +73,19 @@ def test_bundle_holds_the_pins_and_the_guest_takes_it(plan: Plan, tmp_path: Path
         pin.__class__(**{**vars(pin), "sha256": hashlib.sha256(files[pin.name].read_bytes()).hexdigest()})
         for pin in plan.files
     )
-    digest = write_bundle(plan.__class__(**{**vars(plan), "files": pins}), files, tmp_path / "update.tar")
+    digest = write_bundle(plan.__class__(**{**vars(plan), "files": pins}), files, tmp_path / "update.tar", tmp_path)
     assert digest == hashlib.sha256((tmp_path / "update.tar").read_bytes()).hexdigest()
     (tmp_path / "out").mkdir()
     found = unpacked(tmp_path / "update.tar", tmp_path / "out")
     assert {name: version for name, (_, version) in found.items()} == plan.versions
     with pytest.raises(InputError, match="exists"):
-        write_bundle(plan, files, tmp_path / "update.tar")
+        write_bundle(plan, files, tmp_path / "update.tar", tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="link exists"):
-        write_bundle(plan, files, tmp_path / "link")
+        write_bundle(plan, files, tmp_path / "link", tmp_path)
     assert (tmp_path / "link").is_symlink()
     with pytest.raises(InputError, match="there is no folder"):
-        write_bundle(plan, files, tmp_path / "none" / "update.tar")
+        write_bundle(plan, files, tmp_path / "none" / "update.tar", tmp_path)
 
 
 def test_programs_are_replaced(targets: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.hostile.answers import FAMILIES as ANSWERS
 from tests.hostile.disks import DISKS
 from tests.hostile.records import RECORDS
 from tests.hostile.signed import SIGNED
+from tests.hostile.software import SOFTWARE
 from tests.hostile.texts import TEXTS
 from tests.hostile.trial import Case, Family, try_all, unused
 
@@ -50,6 +51,11 @@ def test_hostile_signed(name: str, tmp_path: Path) -> None:
     require_sound(SIGNED[name](tmp_path / "made"), tmp_path)
 
 
+@pytest.mark.parametrize("name", SOFTWARE)
+def test_hostile_software(name: str, tmp_path: Path) -> None:
+    require_sound(SOFTWARE[name](tmp_path / "made"), tmp_path)
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_hostile_answers(name: str, tmp_path: Path) -> None:
     require_sound(ANSWERS[name](), tmp_path)
@@ -61,7 +67,7 @@ def test_hostile_disks(name: str, corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_there_are_many() -> None:
-    if len(tried) < len(TEXTS) + len(RECORDS) + len(SIGNED) + len(ANSWERS) + len(DISKS):
+    if len(tried) < sum(map(len, (TEXTS, RECORDS, SIGNED, SOFTWARE, ANSWERS, DISKS))):
         pytest.skip("not all of them were tried")
     assert sum(len(family.cases) for family in tried) >= LEAST
     assert sum(family.must_be_refused(case.name) for family in tried for case in family.cases) >= LEAST

@@ -1,24 +1,18 @@
 """Commands that are killed at any moment: what is left is the old or the new, and the next run works and tidies up.
 
-Each is killed in a process of its own, after a random part of the time that it takes. VMIMAGE_KILL_SEED tries other
-moments; a failure names its seed.
+How they are killed is in tests/kills.py; those that export, bundle, share and update are in test_kills_more.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
-import signal
 import socket
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,98 +20,27 @@ from typing import Any
 import pytest
 
 from tests.hostile_server import hostile
+from tests.kills import RESULTS, Command, Scene, require_survival
 from tests.ssh_server import ssh_server
-from tests.tools import host_key, released, seed_texts, step_into
+from tests.tools import host_key, released, seed_texts
 from tests.unit.test_fetch_hostile import BODY, OK, pinned
 from tests.unit.test_kubeconfig import K3S
 from vmimage.access.known_hosts import host_name, record
 from vmimage.access.kubeconfig_file import read
 from vmimage.access.seed import make_seed
-from vmimage.cache.store import Store
 from vmimage.commands.cache import clean_cache, entries, show_cache
 from vmimage.commands.fetch import fetched
 from vmimage.commands.kubeconfig import add_context
 from vmimage.commands.session import session
 from vmimage.commands.where import Where
 from vmimage.stages.release.dist import latest_version, publish_release, publishing, releases, sweep
-from vmimage.stages.release.mark import MARK, open_dist
+from vmimage.stages.release.mark import open_dist
 from vmimage.util.files import sha256_file
-from vmimage.util.settings import Options
 from vmimage.vm.ssh import make_key
 
-SEED = int(os.environ.get("VMIMAGE_KILL_SEED", "20261128"))
-ROUNDS = 5
-RESULTS = 12
 OLD, NEW = "20261127-01234567", "20261128-89abcdef"
 HOST_KEY = host_key("ed25519")
 MINE = "# mine\nclusters: [{name: mine, cluster: {server: 'https://mine.invalid'}}]\n"
-
-
-def began(run: Callable[[], object]) -> int:
-    """Run something in a process of its own; returns its id once it has begun."""
-    told, tells = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            for number in (1, 2):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-            os.write(tells, b"x")
-            run()
-        os._exit(0)
-    os.close(tells)
-    os.read(told, 1)
-    os.close(told)
-    return child
-
-
-def killed(run: Callable[[], object], signum: int, seconds: float) -> None:
-    child = began(run)
-    time.sleep(seconds)
-    os.kill(child, signum)
-    os.waitpid(child, 0)
-
-
-def time_of(run: Callable[[], object]) -> float:
-    started = time.monotonic()
-    os.waitpid(began(run), 0)
-    return time.monotonic() - started
-
-
-@dataclass
-class Scene:
-    """A folder with a cache, releases, and the user's files; made anew for each kill."""
-
-    folder: Path
-    port: int = 0
-
-    @property
-    def options(self) -> Options:
-        return Options(cache=self.folder / "cache", dist=self.folder / "dist", state=self.folder / "state")
-
-    @property
-    def store(self) -> Store:
-        return Store(self.folder / "cache")
-
-    def fill_cache(self) -> None:
-        store = self.store
-        for number in range(RESULTS):
-            store.get_or_make("stage", {"a": number}, _made, step_into([]))
-        store.close()
-
-    def require_whole_cache(self) -> None:
-        store = self.store
-        for found in store.results():
-            assert store.intact(found)
-        for path in (store.root / "files").iterdir():
-            assert sha256_file(path) == path.name
-
-
-def _made(work: Path) -> dict[str, object]:
-    for name in ("a", "b"):
-        (work / name).write_bytes(os.urandom(20_000))
-    return {}
 
 
 class Clean:
@@ -238,13 +161,7 @@ def _filled(work: Path, version: str) -> dict[str, object]:
     return dict(json.loads((work / "manifest.json").read_text()))
 
 
-def _age(folder: Path) -> None:
-    """Let what waits beside files be so old that nobody can be about to lock it."""
-    for path in folder.rglob(".*vmimage-*"):
-        os.utime(path, (0, 0))
-
-
-COMMANDS: dict[str, Any] = {
+COMMANDS: dict[str, Command] = {
     "clean": Clean(),
     "clean --keep": CleanKeep(),
     "cache": ShowCache(),
@@ -271,29 +188,4 @@ def ports() -> Iterator[dict[str, int]]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_command_leaves_the_old_or_the_new(name: str, ports: dict[str, int], tmp_path: Path) -> None:
-    command, chance = COMMANDS[name], random.Random(f"{SEED} {name}")  # noqa: S311 - moments, no secrets
-    for number in range(ROUNDS + 1):
-        scene = Scene(tmp_path / str(number), ports.get(name, 0))
-        scene.folder.mkdir()
-        command.prepare(scene)
-
-        def run(scene: Scene = scene) -> None:
-            command.run(scene)
-
-        if not number:
-            whole = time_of(run)
-            continue
-        signum = chance.choice([signal.SIGKILL, signal.SIGTERM])
-        moment = chance.uniform(0, 1.1) * whole
-        killed(run, signum, moment)
-        try:
-            command.check(scene)
-            _age(scene.folder)
-            time_of(run)
-            command.check(scene)
-            command.check_next(scene)
-            assert not [path.name for path in scene.folder.rglob(".*") if path.name != MARK], "a file is left"
-            assert not list((scene.folder / "cache/work").glob("*")), "a work folder is left"
-        except BaseException as error:
-            error.add_note(f"{name}: VMIMAGE_KILL_SEED={SEED}: {signum.name} after {moment:.3f} of {whole:.3f} s")
-            raise
+    require_survival(name, COMMANDS[name], ports.get(name, 0), tmp_path)

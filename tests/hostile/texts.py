@@ -41,8 +41,27 @@ def _plan(path: Path, folder: Path) -> object:
     return plan_of(None, folder / "work")
 
 
+def _with_all_keys() -> dict[str, Any]:
+    """Return images.yaml with the keys that few images need."""
+    full: dict[str, Any] = yaml.safe_load(IMAGES)
+    full["bases"]["trixie"] |= {
+        "snapshot": "2026-11-20T00:00:00Z",
+        "exclude": ["/usr/share/doc/*"],
+        "keep": ["/usr/share/doc/*/copyright"],
+        "initrd": ["virtio_blk"],
+    }
+    upstream = {"version": "https://u.invalid/v", "sha256": "https://u.invalid/{version}/{arch}", "arch": ["amd64"]}
+    full["pins"]["tool"] |= {"purl": "pkg:github/x/tool", "license": "MIT", "bytes": 1000, "upstream": upstream}
+    full["images"]["small"]["machine"] = {"cpus": 2, "memory": "2 GiB", "ports": "31000-31010"}
+    full["images"]["small"]["formats"] = {"qcow2": {"compression": "zstd"}, "ova": {"level": 5}}
+    allowed = {"id": "CVE-2026-1234", "package": "bash", "reason": "not reachable", "until": "2027-01-01"}
+    full["vulnerabilities"] = {"block": "fixed", "allow": [allowed]}
+    return full
+
+
 def images_yaml() -> Family:
     data = IMAGES.encode()
+    seldom = ("snapshot", "exclude", "keep", "initrd", "purl", "license", "bytes", "upstream", "machine", "vulnerabil")
     return Family(
         read=_plan,
         good=good(data=data),
@@ -53,8 +72,14 @@ def images_yaml() -> Family:
             *yaml_texts(IMAGES),
             *no_files(),
             *wrong_values(yaml.safe_load(IMAGES)),
+            *(
+                Case(name=f"all keys: {case.name}", data=case.data)
+                for case in wrong_values(_with_all_keys())
+                if any(key in case.name for key in seldom) and "left out" not in case.name
+            ),
         ),
         taken={
+            "all keys: *.license: no number": "a text to YAML",
             "*.member: left out": "the file is then the download itself",
             "*.member: an empty list": "the file is then the download itself",
             "components.tool.pins: left out": DEFAULT,

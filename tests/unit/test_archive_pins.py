@@ -182,14 +182,15 @@ def test_bundle_holds_the_file_and_its_own_digest(project: Path, mirror: Path, t
     edited(project, ("  tool:\n    version", "  kubectl:\n    version"), ("pins: [tool]", "pins: [kubectl]"))
     archive_only(project)
     made = planned(project, mirror)
-    write_bundle(made, {"kubectl": mirror / "tool-amd64.tar.gz"}, tmp_path / "update.tar")
+    (tmp_path / "work").mkdir()
+    write_bundle(made, {"kubectl": mirror / "tool-amd64.tar.gz"}, tmp_path / "update.tar", tmp_path / "work")
     with tarfile.open(tmp_path / "update.tar") as tar:
         read = {name: tar.extractfile(name) for name in tar.getnames()}
         index = read["update.json"].read().decode()  # type: ignore[union-attr]
         assert read["kubectl"].read() == TOOL  # type: ignore[union-attr]
     assert FILE_DIGEST in index
     assert DIGEST not in index
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["mirror", "project", "update.tar"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["mirror", "project", "update.tar", "work"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,3 +202,35 @@ def test_directory_that_is_gone_is_said_and_that_it_is_there_again(
         presence.look()
         presence.look()
         assert capsys.readouterr().out == f"{root} is there again, and is what the machine sees\n"
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["killed", "shut down"])
+def test_end_of_what_touches_is_told_if_the_session_goes_on(
+    alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is shut down ends its programs first; then `invoke share` says that it waits for it."""
+    monkeypatch.setattr(notify, "GOING_SECONDS", 0.2)
+    found = Watched()
+    looked = threading.Event()
+
+    def is_active() -> bool:
+        looked.set()
+        return alive
+
+    channel: Any = SimpleNamespace(
+        settimeout=lambda _: None,
+        sendall=found.told.add,
+        exit_status_ready=lambda: True,
+        recv_stderr_ready=lambda: True,
+        recv_stderr=lambda _: b"Killed\n",
+        get_transport=lambda: SimpleNamespace(is_active=is_active),
+        close=lambda: None,
+    )
+    notifier = Notifier(tmp_path, found.said.append)
+    # Twice, as in two sessions.
+    for _ in range(2):
+        looked.clear()
+        with notifier.touching(channel):
+            assert looked.wait(10)
+    told = "--notify: changes are not told to the machine any more: what tells them there has ended\n    Killed"
+    assert found.said == [told] * alive

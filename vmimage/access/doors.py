@@ -10,6 +10,7 @@ import errno
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from vmimage.util.errors import InputError
@@ -114,15 +115,13 @@ def links_in(top: bytes, *, whole: bool = False) -> Iterator[bytes]:
     Raises:
         OSError: With `whole`, not all can be examined.
     """
-    examined, waiting = 0, [top]
-    while waiting:
-        folder = waiting.pop()
+    left, waiting = EXAMINED, [top]
+    while waiting and left >= 0:
         try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    examined += 1
-                    if examined > EXAMINED:
-                        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+            with os.scandir(waiting.pop()) as entries:
+                # One more than may be, to see whether it was all.
+                for entry in islice(entries, left + 1):
+                    left -= 1
                     if entry.is_symlink():
                         yield entry.path
                     elif entry.is_dir(follow_symlinks=False):
@@ -130,5 +129,5 @@ def links_in(top: bytes, *, whole: bool = False) -> Iterator[bytes]:
         except OSError:
             if whole:
                 raise
-            if examined > EXAMINED:
-                return
+    if whole and left < 0:
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))

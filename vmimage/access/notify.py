@@ -37,6 +37,8 @@ LOOK_MILLISECONDS = 500
 AGAIN_SECONDS = 1.0
 # Between two looks through all of a directory, times what one takes.
 LEISURE = 5
+# A machine that is shut down may take so long from the end of its first program to that of its ssh server.
+GOING_SECONDS = 10.0
 REMEMBERED = 4096
 EXAMINED = 100_000
 SHOWN = 5
@@ -161,9 +163,10 @@ class Notifier:
                 said = _errors(channel)
             except (OSError, EOFError, paramiko.SSHException) as error:
                 said = str(error)
-            # When the session is gone, others notice it too, and begin anew.
+            # When the session is gone, others notice it too, and begin anew. A machine that is shut down ends its
+            # programs first.
             session = channel.get_transport()
-            if not stop.is_set() and session.is_active():
+            if not stop.wait(GOING_SECONDS) and session.is_active():
                 ended = f"what tells them there has ended{tail(said, SHOWN_LINES)}"
                 self._once(f"changes are not told to the machine any more: {ended}")
 

@@ -101,10 +101,21 @@ def run_share(share: Share, address: Address, known_hosts: Path, console: Consol
     if closed := closed_doors(share.source, share.doors):
         console.say("\n  ".join(["not served, since these links lead out; each is by its option:", *closed]))
     with contextlib.closing(Folder(share.source, read_only=share.read_only, doors=share.doors)) as folder:
-        carry_on(partial(_carry, share, address, known_hosts, folder, console), address, console)
+        # One for all sessions: what it says of the directory is said once.
+        notifier = Notifier(share.source, console.warn)
+        carry_on(partial(_carry, share, address, known_hosts, folder, console, notifier), address, console)
 
 
-def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, console: Console, *, again: bool) -> None:
+def _carry(
+    share: Share,
+    address: Address,
+    known_hosts: Path,
+    folder: Folder,
+    console: Console,
+    notifier: Notifier,
+    *,
+    again: bool,
+) -> None:
     """Log in and mount; returns when the session is lost.
 
     Args:
@@ -115,7 +126,6 @@ def _carry(share: Share, address: Address, known_hosts: Path, folder: Folder, co
     """
     with logged_in(address, known_hosts, console, again=again) as transport:
         session = Session(share=share, transport=transport)
-        notifier = Notifier(share.source, console.warn)
         with _mounted(session, folder, console, notifier.by_guest, again=again) as lost:
             _announce(share, address, console, again=again)
             with contextlib.ExitStack() as stack:

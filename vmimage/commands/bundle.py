@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,11 +26,12 @@ UPDATED = ("k3s", "k3s-airgap-images", "kubectl", "helm")
 """Pins that the guest knows to replace."""
 
 
-def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path) -> str:
+def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path, work: Path) -> str:
     """Write a bundle of an image's pins; returns its SHA-256.
 
     Args:
         files: Pin name -> what was fetched and verified: a file, or the archive that it comes in.
+        work: A folder for what is taken out of archives.
 
     Raises:
         InputError: The image has nothing that could be updated, the file exists, or its folder does not.
@@ -44,8 +44,8 @@ def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path) -> str:
         raise InputError(f"{to} exists", hint="remove it, or give another name with --output")
     if not to.parent.is_dir():
         raise InputError(f"--output {to}: there is no folder {to.parent}", hint="make it first")
-    with tempfile.TemporaryDirectory(dir=to.parent) as folder, written_beside(to) as work, work.open("wb") as archive:
-        inner = {pin.name: file_of(pin, files[pin.name], Path(folder)) for pin in pins}
+    with written_beside(to) as beside, beside.open("wb") as archive:
+        inner = {pin.name: file_of(pin, files[pin.name], work) for pin in pins}
         facts = {
             pin.name: {
                 "version": pin.version,
@@ -69,6 +69,9 @@ def make_bundle(image: str | None, chosen: Options, to: Path, *, json: bool) -> 
     """Write a bundle of an image's pins, and print how a machine takes it."""
     with session(chosen, json_lines=json, log="bundle") as (console, store):
         made = pipeline.plan_image(image, chosen)
-        digest = write_bundle(made, fetched(made, store, console), to)
+        files = fetched(made, store, console)
+        # Not beside the bundle: nobody would tidy up there after a kill.
+        with store.workspace("bundle") as work:
+            digest = write_bundle(made, files, to, work)
         console.event("result", path=str(to), sha256=digest)
         console.say(f"written: {to}\nin the machine: sudo dev-env update --from {to.name} --sha256 {digest}")

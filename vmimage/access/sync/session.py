@@ -31,10 +31,21 @@ def run_sync(share: Share, tree: Tree, address: Address, known_hosts: Path, cons
     Raises:
         VmimageError: The machine could not be reached or refused us at the start, or it no longer lets us in.
     """
-    carry_on(partial(_carry, share, tree, address, known_hosts, console), address, console)
+    # One for all sessions: what it says of the directory is said once.
+    notifier = Notifier(share.source, console.warn, everything=True)
+    carry_on(partial(_carry, share, tree, address, known_hosts, console, notifier), address, console)
 
 
-def _carry(share: Share, tree: Tree, address: Address, known_hosts: Path, console: Console, *, again: bool) -> None:
+def _carry(
+    share: Share,
+    tree: Tree,
+    address: Address,
+    known_hosts: Path,
+    console: Console,
+    notifier: Notifier,
+    *,
+    again: bool,
+) -> None:
     with logged_in(address, known_hosts, console, again=again) as transport:
         session = Session(share=share, transport=transport)
         prepare(session, again=True)
@@ -42,7 +53,6 @@ def _carry(share: Share, tree: Tree, address: Address, known_hosts: Path, consol
         copier = Copier(tree, channel, console)
         copier.start()
         stop = threading.Event()
-        notifier = Notifier(share.source, console.warn, everything=True)
         watching = partial(notifier.follow, copier.tell, stop, copier.lost.is_set)
         # Before the first look: what changes meanwhile is told.
         _in_background(watching, "notify")

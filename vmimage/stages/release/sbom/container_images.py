@@ -143,11 +143,13 @@ def _described(index: Any) -> Iterator[tuple[str, str]]:
         if name and not isinstance(name, str):
             raise ValueError("the name of an image is no text")
         if name:
-            yield name, str(entry["digest"])
+            if not DIGEST.fullmatch(entry["digest"]):
+                raise ValueError(f"{name[:200]!r} has no digest")
+            yield name, entry["digest"]
 
 
 def _image(name: str, digest: str) -> ContainerImage:
     reference = REFERENCE.fullmatch(name)
-    if not reference or (digest and not DIGEST.fullmatch(digest)):
-        raise ValueError(f"no name and digest of a container image: {name[:200]!r} {digest[:80]!r}")
+    if not reference or reference["repository"].endswith("/"):
+        raise ValueError(f"no name of a container image: {name[:200]!r}")
     return ContainerImage(repository=reference["repository"], tag=reference["tag"] or "latest", digest=digest)
