@@ -18,6 +18,7 @@ TASKS = [
     "bench",
     "build-image",
     "bundle",
+    "bundle-inputs",
     "cache",
     "clean",
     "diff",

@@ -1,0 +1,326 @@
+"""Bundles of inputs against apt, pip and bootstrap themselves, with a mirror of one package; and without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.host.test_base import write_mirror
+from tests.host.test_bootstrap import Checkout, wheel
+from tests.tools import context_in, plan_of, step_into
+from vmimage import PROJECT
+from vmimage.commands.bundle_inputs import command as bundling
+from vmimage.commands.bundle_inputs.command import Collected, compress, deb_sources, require_place, require_whole
+from vmimage.commands.bundle_inputs.packer import get_packer
+from vmimage.commands.bundle_inputs.wheels import get_wheels
+from vmimage.inputs.bundle import BundledBase, Index, PythonFiles, write_bundle
+from vmimage.inputs.kept import kept_file, kept_packages, kept_part
+from vmimage.inputs.unpack import main as unpack
+from vmimage.plan import Plan, Source
+from vmimage.stages import base as making
+from vmimage.stages.base import base_stage
+from vmimage.stages.bundled import planned_from_bundle
+from vmimage.util.errors import BuildError, FetchError, InputError
+from vmimage.util.run import Confine, run
+from vmimage.util.settings import options
+
+OPTIONS = "trusted=yes check-valid-until=no"
+STANDS_FOR = {
+    "--variant=minbase": "--variant=extract",
+    # Hooks of later phases are not called then.
+    f"--customize-hook={making.LIST_HOOK}": f"--extract-hook={making.LIST_HOOK}",
+}
+NO_PYTHON = PythonFiles(version="3", platform="x", files={})
+OFFLINE = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
+
+
+def unpacked(work: Path, lines: Sequence[str], *, offline: bool = False) -> Path:
+    """Unpack the package of a mirror, as a base does it, without what only a whole system has; returns the tree."""
+    work.mkdir(exist_ok=True)
+    base = base_stage(plan_of("toolbox", debian_mirrors=lines), context_in(work))
+    object.__setattr__(base, "packages", ("base-files",))
+    # One package is no system: it is unpacked, and that is all.
+    argv = [
+        STANDS_FOR.get(argument, argument)
+        for argument in making.mmdebstrap_command(base, work / "tree")
+        if argument != f"--customize-hook={making.HOOK}"
+    ]
+    sources = work / "sources.list"
+    sources.write_text("".join(f"{line}\n" for line in lines))
+    with sources.open() as file:
+        env = {**making.ENVIRONMENT, "TMPDIR": str(work)}
+        run([*(["unshare", "--net"] * offline), *argv], confine=Confine.FAKE_ROOT, stdin=file.fileno(), env=env)
+    return work / "tree"
+
+
+def state(tree: Path) -> dict[str, tuple[int, str]]:
+    """Return path -> mode, and what it holds, of a root directory; but for that it was told where packages are."""
+    found = {}
+    for path in sorted(tree.rglob("*")):
+        mode = path.lstat().st_mode
+        data = path.read_bytes() if stat.S_ISREG(mode) else os.fsencode(path.readlink()) if path.is_symlink() else b""
+        if path.name not in ("sources.list", "0000sources.list"):
+            found[str(path.relative_to(tree))] = (mode, hashlib.sha256(data).hexdigest())
+    return found
+
+
+@dataclass(frozen=True)
+class Made:
+    """A base that was made from a mirror which then went on, and a bundle of it."""
+
+    plan: Plan
+    line: str
+    bundle: Path
+    tree: Path
+    cache: Path
+    key: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("made in a folder")
+    mirror = folder / "mirror"
+    write_mirror(mirror, folder / "package", version="1")
+    line = f"deb [{OPTIONS}] copy:{str(mirror).replace(' ', '%20')} trixie main"
+    tree = unpacked(folder / "work", [line])
+    plan = plan_of("toolbox", debian_mirrors=[line])
+    base = base_stage(plan, context_in(folder))
+    kept, result = folder / "work/kept", folder / "result"
+    result.mkdir()
+    (deb,) = (mirror / "pool").iterdir()
+    debs = [{"file": f"pool/{deb.name}", "sha256": hashlib.sha256(deb.read_bytes()).hexdigest()}]
+    making.keep_lists(kept, debs, result)
+    making.keep_debs(kept / "debs", {debs[0]["sha256"]}, base.context.store)
+    found = base.context.store.add("base", base.inputs, result, {})
+
+    collected, part = Collected(), kept_part(found.path)
+    require_whole(part, found.path, base.context.store)
+    collected.files |= {sha256: kept_file(found.path, sha256, base.context.store) for sha256 in part.digests}
+    collected.add_lists(part)
+    bases = (
+        BundledBase(
+            suite="trixie", arch="amd64", period=base.period, mirrors=base.mirrors, packages=base.packages, part=part
+        ),
+    )
+    compressed = dict(compress(collected, folder))
+    index = Index(pins={}, bases=bases, python=NO_PYTHON, compressed=compressed)
+    write_bundle(folder / "inputs.tar", index, collected.files)
+    # The mirror of another date: nothing of the first one is there any more.
+    shutil.rmtree(mirror)
+    write_mirror(mirror, folder / "package-2", version="2")
+    return Made(plan, line, folder / "inputs.tar", tree, folder, found.key)
+
+
+def laid(made: Made, folder: Path, lines: Sequence[str]) -> list[str]:
+    plan = planned_from_bundle(plan_of("toolbox", debian_mirrors=lines), made.bundle, lines)
+    assert base_stage(plan, context_in(folder)).key == made.key
+    assert plan.package_source
+    return plan.package_source.lay(folder / "a mirror")
+
+
+def test_base_of_a_bundle_is_that_of_the_mirror_without_a_network(made: Made, tmp_path: Path) -> None:
+    tree = unpacked(tmp_path / "work", laid(made, tmp_path, [made.line]), offline=True)
+    assert (tree / "usr/share/version").read_text() == "1"
+    assert state(tree) == state(made.tree)
+    now = unpacked(tmp_path / "now", [made.line])
+    assert (now / "usr/share/version").read_text() == "2"
+
+
+def test_packages_that_the_cache_kept_are_those_of_then(made: Made, tmp_path: Path) -> None:
+    source = kept_packages(context_in(made.cache).store, made.key, [made.line])
+    assert source
+    tree = unpacked(tmp_path / "work", source.lay(tmp_path / "mirror"), offline=True)
+    assert state(tree) == state(made.tree)
+
+
+def test_who_may_sign_is_not_taken_from_a_bundle(made: Made, tmp_path: Path) -> None:
+    other = made.line.replace(f"[{OPTIONS}] ", "")
+    with pytest.raises(InputError, match="only you can say that its options count"):
+        laid(made, tmp_path, [other])
+    # Also not where it says that it needs nobody's word.
+    source = kept_packages(context_in(made.cache).store, made.key, [other])
+    assert source
+    with pytest.raises(BuildError, match="is not signed"):
+        unpacked(tmp_path / "work", source.lay(tmp_path / "mirror"), offline=True)
+
+
+def test_package_that_is_not_the_signed_one_is_refused_by_apt(made: Made, tmp_path: Path) -> None:
+    lines = laid(made, tmp_path, [made.line])
+    (deb,) = (tmp_path / "a mirror/0/pool").iterdir()
+    data = deb.read_bytes()
+    deb.unlink()
+    deb.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BuildError, match="Hash Sum mismatch"):
+        unpacked(tmp_path / "work", lines, offline=True)
+
+
+def test_list_that_only_a_compressed_form_is_signed_of_cannot_be_bundled(made: Made) -> None:
+    store = context_in(made.cache).store
+    folder = store.root / "base" / made.key
+    part = kept_part(folder)
+    (repository,) = part.repositories
+    lists = {path: digest for path, digest in repository.lists.items() if not path.endswith("Release")}
+    with pytest.raises(BuildError, match="signs only compressed forms of"):
+        require_whole(replace(part, repositories=(replace(repository, lists=lists),)), folder, store)
+
+
+def test_package_that_the_cache_has_lost_is_tried_for_at_its_mirrors(made: Made) -> None:
+    part = kept_part(made.cache / "cache" / "base" / made.key)
+    mirror = made.cache / "mirror"
+    assert deb_sources("pool/a.deb", part, [made.line]) == (Source(kind="path", where=f"{mirror}/pool/a.deb"),)
+    uri = "http://ci:secret@deb.example/debian"
+    other = replace(part, repositories=(replace(part.repositories[0], uri="http://***@deb.example/debian/"),))
+    assert deb_sources("pool/a.deb", other, [f"deb {uri} trixie main"]) == (
+        Source(kind="url", where=f"{uri}/pool/a.deb"),
+    )
+    gone = replace(part, repositories=(replace(part.repositories[0], uri="tor+http://x/"),))
+    assert deb_sources("pool/a.deb", gone, []) == ()
+
+
+def test_bundle_is_not_written_over_another_file(tmp_path: Path) -> None:
+    chosen = options({"VMIMAGE_CACHE": str(tmp_path)})
+    (tmp_path / "a.tar").symlink_to("/none")
+    for to, why in ((tmp_path / "a.tar", "exists"), (tmp_path / "none/a.tar", "there is no folder")):
+        with pytest.raises(InputError, match=why):
+            require_place(to, chosen)
+    with pytest.raises(InputError, match="a bundle is not made from a bundle"):
+        require_place(tmp_path / "b.tar", replace(chosen, bundle=tmp_path / "a.tar"))
+
+
+# --- Python packages, and bootstrap --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A project that needs one package, and an index of it."""
+    found = Checkout(tmp_path / "a checkout", tmp_path / "wheels")
+    for folder in (found.root, found.wheels):
+        folder.mkdir()
+    shutil.copy(PROJECT / "bootstrap", found.root)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PROJECT / "vmimage", found.root / "vmimage", ignore=ignored)
+    (found.root / "apt-packages.txt").write_text("python3 | python3 | 3.11 | runs this project\n")
+    (found.root / "requirements-build.txt").write_text("")
+    (found.root / "requirements.txt").write_text(wheel(found.wheels, "1.0"))
+    return found
+
+
+def bundle_of_wheels(checkout: Checkout, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(checkout.wheels))
+    files: dict[str, Path] = {}
+    python = get_wheels(context_in(folder).store, step_into([]), files, checkout.root)
+    write_bundle(folder / "inputs.tar", Index(pins={}, bases=(), python=python), files)
+    return folder / "inputs.tar"
+
+
+def bootstrapped(checkout: Checkout, bundle: Path) -> subprocess.CompletedProcess[str]:
+    """Call bootstrap where there is no network, and no index either."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "VMIMAGE_"))}
+    argv = [*OFFLINE, str(checkout.root / "bootstrap"), "invoke", "plan"]
+    env["VMIMAGE_BUNDLE"] = bundle.name
+    return subprocess.run(argv, cwd=bundle.parent, env=env, capture_output=True, text=True, check=False)
+
+
+def test_bootstrap_takes_python_packages_from_a_bundle(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of_wheels(checkout, tmp_path, monkeypatch)
+    first = bundle.read_bytes()
+    bundle.unlink()
+    # Another time, nothing is asked for: what the cache holds is not fetched again.
+    shutil.rmtree(checkout.wheels)
+    assert bundle_of_wheels(checkout, tmp_path, monkeypatch).read_bytes() == first
+    done = bootstrapped(checkout, bundle)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("invoke ['--search-root', ")
+
+
+def test_bootstrap_believes_no_wheel_of_a_bundle(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of_wheels(checkout, tmp_path, monkeypatch)
+    (checkout.root / "requirements.txt").write_text(f"invoke==1.0 --hash=sha256:{'0' * 64}\n")
+    done = bootstrapped(checkout, bundle)
+    assert done.returncode == 3
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr
+    assert not (checkout.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("data", [None, b"", b"\0" * 4096, b"x" * 4096])
+def test_bootstrap_tells_of_a_bundle_that_is_none(checkout: Checkout, tmp_path: Path, data: bytes | None) -> None:
+    if data is not None:
+        (tmp_path / "inputs.tar").write_bytes(data)
+    done = bootstrapped(checkout, tmp_path / "inputs.tar")
+    assert done.returncode == 3
+    assert "bootstrap: make it with `invoke bundle-inputs`" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in checkout.root.glob(".venv*")) == [".venv.lock"]
+
+
+def test_python_package_that_is_not_locked_is_not_bundled(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout.root / "requirements.txt").write_text(f"invoke==1.0 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(FetchError, match="DO NOT MATCH THE HASHES"):
+        bundle_of_wheels(checkout, tmp_path, monkeypatch)
+    assert not (tmp_path / "inputs.tar").exists()
+
+
+# --- Packer ----------------------------------------------------------------------------------------------------------
+
+
+def test_packer_comes_with_the_lists_that_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.host.test_base.CONTROL", CONTROL)
+    write_mirror(tmp_path / "mirror", tmp_path / "package", suites=("bookworm",))
+    (deb,) = (tmp_path / "mirror/pool").iterdir()
+    store, files, warned = context_in(tmp_path).store, dict[str, Path](), list[str]()
+    line = f"deb [trusted=yes check-valid-until=no] file://{tmp_path}/mirror bookworm main"
+    packer = get_packer(store, line, step_into([]), warned.append, files)
+    assert packer, warned
+    assert list(packer.debs.values()) == [hashlib.sha256(deb.read_bytes()).hexdigest()]
+    write_bundle(tmp_path / "a.tar", Index(pins={}, bases=(), python=NO_PYTHON, packer=packer), files)
+    assert unpack("packer", str(tmp_path / "a.tar"), str(tmp_path / "out")) == 0
+    assert (tmp_path / "out/0/pool" / deb.name).read_bytes() == deb.read_bytes()
+    assert (tmp_path / "out/0/dists/bookworm/main/binary-amd64/Packages").is_file()
+
+
+def test_packer_that_cannot_be_had_is_left_out(tmp_path: Path) -> None:
+    warned = list[str]()
+    line = "deb [trusted=yes] http://127.0.0.1:9/none bookworm main"
+    assert get_packer(context_in(tmp_path).store, line, step_into([]), warned.append, {}) is None
+    assert "Packer is not in the bundle" in warned[0]
+
+
+CONTROL = """\
+Package: packer
+Version: {version}
+Architecture: amd64
+Maintainer: nobody <nobody@example.org>
+Description: stands in
+"""
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+def test_bundle_that_cannot_be_completed_leaves_what_was_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = options({"VMIMAGE_CACHE": str(tmp_path / "cache"), "VMIMAGE_MIRROR": str(tmp_path / "files")})
+    monkeypatch.setattr(bundling, "collect_base", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(bundling, "collect_pins", lambda *_: None)
+    with pytest.raises(SystemExit if False else BaseException) as ended:
+        bundling.make_bundle(["toolbox"], chosen, tmp_path / "inputs.tar", json=True)
+    assert getattr(ended.value, "code", None) == 130
+    assert not (tmp_path / "inputs.tar").exists()
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["event"] == "run"
