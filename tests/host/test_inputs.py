@@ -11,8 +11,10 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from invoke.exceptions import Exit
 
 from tests.host.test_base import write_mirror
 from tests.host.test_bootstrap import Checkout, wheel
@@ -97,9 +99,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     kept, result = folder / "work/kept", folder / "result"
     result.mkdir()
     (deb,) = (mirror / "pool").iterdir()
-    debs = [{"file": f"pool/{deb.name}", "sha256": hashlib.sha256(deb.read_bytes()).hexdigest()}]
+    facts = {"package": "base-files", "version": "1", "bytes": deb.stat().st_size, "file": f"pool/{deb.name}"}
+    digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+    debs = [{**facts, "sha256": digest}]
+    (result / making.DEBS).write_text(json.dumps(debs))
     making.keep_lists(kept, debs, result)
-    making.keep_debs(kept / "debs", {debs[0]["sha256"]}, base.context.store)
+    making.keep_debs(kept / "debs", {digest}, base.context.store)
     found = base.context.store.add("base", base.inputs, result, {})
 
     collected, part = Collected(), kept_part(found.path)
@@ -313,14 +318,60 @@ Description: stands in
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
-def test_bundle_that_cannot_be_completed_leaves_what_was_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@dataclass
+class Command:
+    """`invoke bundle-inputs` of a base that the cache of `made` has."""
+
+    made: Made
+    to: Path
+    capsys: pytest.CaptureFixture[str]
+
+    def run(self) -> tuple[int, dict[str, Any]]:
+        """Run it; returns its exit code, and the last thing that it told."""
+        chosen = options({"VMIMAGE_CACHE": str(self.made.cache / "cache")})
+        self.capsys.readouterr()
+        try:
+            bundling.make_bundle(["toolbox"], chosen, self.to, json=True)
+            code = 0
+        except Exit as error:
+            code = error.code
+        return code, json.loads(self.capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.fixture
+def command(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    # Of the rest there are tests above.
+    monkeypatch.setattr(bundling.pipeline, "plan_image", lambda *_: replace(made.plan, files=()))
+    monkeypatch.setattr(bundling, "get_wheels", lambda *_: NO_PYTHON)
+    monkeypatch.setattr(bundling, "get_packer", lambda *_: None)
+    return Command(made, tmp_path / "inputs.tar", capsys)
+
+
+def test_bundle_is_complete_or_not_there_and_nothing_is_fetched_again(
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = options({"VMIMAGE_CACHE": str(tmp_path / "cache"), "VMIMAGE_MIRROR": str(tmp_path / "files")})
-    monkeypatch.setattr(bundling, "collect_base", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    monkeypatch.setattr(bundling, "collect_pins", lambda *_: None)
-    with pytest.raises(SystemExit if False else BaseException) as ended:
-        bundling.make_bundle(["toolbox"], chosen, tmp_path / "inputs.tar", json=True)
-    assert getattr(ended.value, "code", None) == 130
-    assert not (tmp_path / "inputs.tar").exists()
-    assert json.loads(capsys.readouterr().out.splitlines()[0])["event"] == "run"
+    with monkeypatch.context() as patched:
+        # As Ctrl-C does it, in the middle of the file.
+        patched.setattr("vmimage.inputs.bundle.finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command.run()[0] == 130
+    assert not list(command.to.parent.glob("*inputs.tar*"))
+    # The mirror has none of it any more.
+    code, told = command.run()
+    assert (code, told["event"], told["path"]) == (0, "result", str(command.to))
+    assert told["sha256"] == hashlib.sha256(command.to.read_bytes()).hexdigest()
+    assert command.to.read_bytes() == command.made.bundle.read_bytes()
+    assert command.run()[0] == 2, "it is not written over"
+
+
+def test_package_that_nobody_has_any_more_is_named(command: Command) -> None:
+    (digest,) = kept_part(command.made.cache / "cache/base" / command.made.key).debs.values()
+    file = command.made.cache / "cache/files" / digest
+    data = file.read_bytes()
+    file.unlink()
+    try:
+        code, told = command.run()
+    finally:
+        file.write_bytes(data)
+    assert (code, told["event"]) == (4, "error")
+    assert "base-files 1 (amd64) could not be had" in told["message"]
+    assert not command.to.exists()

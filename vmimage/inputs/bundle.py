@@ -216,7 +216,7 @@ def read_index(data: bytes) -> Index:
         ValueError: It is none, or one of another time.
     """
     found = mapping(parse_json(data))
-    if found.get("format") != FORMAT:
+    if repr(found.get("format")) != repr(FORMAT):  # to Python, true is 1
         raise ValueError(
             f"its format is {found.get('format')!r:.40}; this project knows {FORMAT}: use one and the same"
         )

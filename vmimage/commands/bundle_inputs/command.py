@@ -23,7 +23,7 @@ from vmimage.inputs.kept import kept_file, kept_part
 from vmimage.inputs.mirror import MirrorPart, parse_line, same_uri
 from vmimage.plan import PinnedFile, Plan, Source
 from vmimage.spec.load import load_spec
-from vmimage.stages.base import BaseStage, read_debs
+from vmimage.stages.base import base_stage, read_debs
 from vmimage.stages.fetch import fetch
 from vmimage.util.console import Console, human_bytes
 from vmimage.util.errors import BuildError, InputError
@@ -134,7 +134,7 @@ def collect_pins(plans: Sequence[Plan], store: Store, console: Console, found: C
 
 def collect_base(plan: Plan, chosen: Options, store: Store, console: Console, found: Collected) -> None:
     """Make the base of an image, if it is not there, and note what it was made from."""
-    base = pipeline.the_stage(pipeline.stages_of(plan, pipeline.build_context(chosen, store)), BaseStage)
+    base = base_stage(plan, pipeline.build_context(chosen, store))
     if base.key in found.bases:
         return
     with console.stage(base.name, base.why) as step:
