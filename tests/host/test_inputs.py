@@ -19,13 +19,13 @@ from invoke.exceptions import Exit
 from tests.host.test_base import write_mirror
 from tests.host.test_bootstrap import Checkout, wheel
 from tests.tools import context_in, plan_of, step_into
-from vmimage import PROJECT
+from vmimage import PROJECT, pipeline
 from vmimage.commands.bundle_inputs import command as bundling
 from vmimage.commands.bundle_inputs.command import Collected, compress, deb_sources, require_place, require_whole
 from vmimage.commands.bundle_inputs.packer import get_packer
 from vmimage.commands.bundle_inputs.wheels import get_wheels
 from vmimage.inputs.bundle import BundledBase, Index, PythonFiles, write_bundle
-from vmimage.inputs.kept import kept_file, kept_packages, kept_part
+from vmimage.inputs.kept import keep_debs, keep_lists, kept_file, kept_packages, kept_part
 from vmimage.inputs.unpack import main as unpack
 from vmimage.plan import Plan, Source
 from vmimage.stages import base as making
@@ -103,8 +103,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     digest = hashlib.sha256(deb.read_bytes()).hexdigest()
     debs = [{**facts, "sha256": digest}]
     (result / making.DEBS).write_text(json.dumps(debs))
-    making.keep_lists(kept, debs, result)
-    making.keep_debs(kept / "debs", {digest}, base.context.store)
+    keep_lists(kept, debs, result)
+    keep_debs(kept / "debs", {digest}, base.context.store)
     found = base.context.store.add("base", base.inputs, result, {})
 
     collected, part = Collected(), kept_part(found.path)
@@ -341,7 +341,7 @@ class Command:
 @pytest.fixture
 def command(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     # Of the rest there are tests above.
-    monkeypatch.setattr(bundling.pipeline, "plan_image", lambda *_: replace(made.plan, files=()))
+    monkeypatch.setattr(pipeline, "plan_image", lambda *_: replace(made.plan, files=()))
     monkeypatch.setattr(bundling, "get_wheels", lambda *_: NO_PYTHON)
     monkeypatch.setattr(bundling, "get_packer", lambda *_: None)
     return Command(made, tmp_path / "inputs.tar", capsys)

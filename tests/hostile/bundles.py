@@ -41,14 +41,15 @@ def _tarred(form: int, **changes: Any) -> bytes:
 
 def _archives() -> Iterator[Case]:
     ustar, pax = tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT
-    for what, changes in {
+    changed: dict[str, dict[str, Any]] = {
         "a member upwards": {"name": "../escaped"},
         "a member from the root": {"name": "/etc/passwd"},
         "a link": {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0},
         "a hard link": {"type": tarfile.LNKTYPE, "linkname": INDEX, "size": 0},
         "a device": {"type": tarfile.CHRTYPE, "size": 0},
         "a folder": {"type": tarfile.DIRTYPE, "size": 0},
-    }.items():
+    }
+    for what, changes in changed.items():
         yield Case(name=f"in it {what}", data=_tarred(ustar, **changes))
     yield Case(name="a pax archive", data=_tarred(pax, pax_headers={"path": "../escaped"}))
     members = made.members()

@@ -166,9 +166,13 @@ def test_part_is_laid_out_as_mirrors(tmp_path: Path) -> None:
         {**told["repositories"][0], "suite": "trixie-updates"},
         {**told["repositories"][0], "uri": "http://other.example/", "suite": "./", "component": ""},
     ]
-    put = [*read_part(told).lay(tmp_path / "a b", lambda sha256, to: to.write_text(sha256) and None)]
+
+    def put(sha256: str, to: Path) -> None:
+        to.write_text(sha256)
+
+    lines = read_part(told).lay(tmp_path / "a b", put)
     own = "[check-valid-until=no by-hash=no]"
-    assert put == [
+    assert lines == [
         f"deb {own} copy:{tmp_path}/a%20b/0 trixie main",
         f"deb {own} copy:{tmp_path}/a%20b/0 trixie-updates main",
         f"deb {own} copy:{tmp_path}/a%20b/1 ./",
@@ -324,6 +328,15 @@ def test_packages_and_lists_of_a_base_are_kept_by_their_digests(tmp_path: Path) 
     found.lay(tmp_path / "mirror")
     assert (tmp_path / "mirror/0" / DEB_PATH).read_bytes() == DEB
     assert (tmp_path / "mirror/0" / LIST_PATH).read_bytes() == LIST
+
+
+def test_base_from_a_bundle_keeps_the_mirrors_of_then(tmp_path: Path) -> None:
+    part, _ = kept_base(tmp_path)
+    here = tmp_path / "here"
+    (here / "lists").mkdir(parents=True)
+    (here / "targets.txt").write_text(TARGETS.format(uri="copy:/work/mirror/0", name="none"))
+    (tmp_path / "made").mkdir()
+    assert keep_lists(here, [{"file": DEB_PATH, "sha256": digest(DEB)}], tmp_path / "made", part) == part
 
 
 def test_base_without_one_of_its_packages_is_no_source(tmp_path: Path) -> None:

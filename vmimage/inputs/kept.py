@@ -22,12 +22,15 @@ TARGETS_NAME, DEBS_NAME = "targets.txt", "debs"
 """What provision/base-packages.sh writes: what apt said of its lists; the folder of packages."""
 
 
-def keep_lists(kept: Path, debs: Sequence[Mapping[str, object]], result: Path) -> MirrorPart:
+def keep_lists(
+    kept: Path, debs: Sequence[Mapping[str, object]], result: Path, origin: MirrorPart | None = None
+) -> MirrorPart:
     """Move the lists that apt used into the folder of a result, and write down what they are.
 
     Args:
         kept: What provision/base-packages.sh left.
         debs: What the lists say of each package that was unpacked.
+        origin: Where they are from, if that was laid out on this host: the mirrors of then stay their origin.
     """
     folder = result / LISTS
     folder.mkdir()
@@ -38,18 +41,21 @@ def keep_lists(kept: Path, debs: Sequence[Mapping[str, object]], result: Path) -
             if not (folder / digests[path]).exists():
                 place(file, folder / digests[path])
         repositories.append(Repository(uri=uri, suite=suite, component=component, lists=digests))
-    part = MirrorPart(repositories=tuple(repositories), debs={str(deb["file"]): str(deb["sha256"]) for deb in debs})
+    found = origin.repositories if origin else tuple(repositories)
+    part = MirrorPart(repositories=found, debs={str(deb["file"]): str(deb["sha256"]) for deb in debs})
     (result / PART).write_text(json.dumps(part.data, indent=1) + "\n")
     return part
 
 
 def keep_debs(folder: Path, wanted: set[str], store: Store) -> None:
-    """Move packages to the verified files of the cache; none whose SHA-256 nobody wants."""
+    """Move packages to the verified files of the cache; none whose SHA-256 nobody wants.
+
+    They are not held, which would take an open file for each: whoever misses one can fetch it.
+    """
     found = {sha256_file(path): path for path in listed(folder)}
     sync_tree(folder)
     for sha256, path in found.items():
         if sha256 in wanted:
-            store.hold("files", sha256)
             os.utime(path)  # the time of its last use; apt gives it the mirror's
             path.replace(store.file(sha256))
     sync(store.root / "files")
@@ -101,7 +107,11 @@ class KeptPackages:
     def lay(self, folder: Path) -> list[str]:
         def put(sha256: str, to: Path) -> None:
             file = kept_file(self.result, sha256, self.store)
-            if sha256_file(file) != sha256:
+            try:
+                actual = sha256_file(file)
+            except FileNotFoundError:
+                raise BuildError(f"{file} was removed from the cache", hint="run the command again") from None
+            if actual != sha256:
                 raise BuildError(f"{file} was damaged in the cache", hint="remove it, and run the command again")
             place(file, to)
 
@@ -109,7 +119,7 @@ class KeptPackages:
 
 
 def kept_packages(store: Store, key: str, lines: Sequence[str]) -> KeptPackages | None:
-    """Return the packages of a base, and hold them; None unless the cache has every one.
+    """Return the packages of a base; None unless the cache has every one.
 
     Args:
         key: Of the base.
@@ -118,8 +128,6 @@ def kept_packages(store: Store, key: str, lines: Sequence[str]) -> KeptPackages 
     if not base or not (base.path / PART).is_file():
         return None
     part = kept_part(base.path)
-    for sha256 in part.digests:
-        store.hold("files", sha256)
     if not all(kept_file(base.path, sha256, store).is_file() for sha256 in part.digests):
         return None
     return KeptPackages(part=part, result=base.path, store=store, lines=lines)

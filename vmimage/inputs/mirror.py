@@ -94,6 +94,10 @@ class MirrorPart:
 class PackageSource(Protocol):
     """Where a base takes its packages from, instead of mirrors."""
 
+    @property
+    def part(self) -> MirrorPart:
+        """What is there, as the mirrors had it."""
+
     def lay(self, folder: Path) -> list[str]:
         """Lay out mirrors in a folder; returns the lines for sources.list that use them.
 

@@ -184,7 +184,7 @@ def make_base(base: BaseStage, work: Path, step: Step, hook: Path = HOOK) -> Map
     require_versions(packages, base.versions)
     (work / DEBS).write_text(json.dumps(debs, indent=1) + "\n")
     (work / PREFERENCES).unlink()
-    keep_lists(work / KEPT, debs, work)
+    keep_lists(work / KEPT, debs, work, base.origin.part if base.origin else None)
     keep_debs(work / KEPT / DEBS_NAME, {str(deb["sha256"]) for deb in debs}, base.context.store)
     for name in (KEPT, MIRROR):
         remove_tree(work / name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import lzma
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -18,21 +18,23 @@ from vmimage.cache.store import ROOM, Store
 from vmimage.commands.bundle_inputs.packer import get_packer
 from vmimage.commands.bundle_inputs.wheels import get_wheels
 from vmimage.commands.session import session
-from vmimage.inputs.bundle import BundledBase, Index, write_bundle
-from vmimage.inputs.kept import kept_file, kept_part
+from vmimage.inputs.bundle import BundledBase, Index, PythonFiles, write_bundle
+from vmimage.inputs.kept import LISTS, kept_file, kept_part
 from vmimage.inputs.mirror import MirrorPart, parse_line, same_uri
 from vmimage.plan import PinnedFile, Plan, Source
 from vmimage.spec.load import load_spec
 from vmimage.stages.base import base_stage, read_debs
 from vmimage.stages.fetch import fetch
-from vmimage.util.console import Console, human_bytes
+from vmimage.util.console import Console, Step, human_bytes
 from vmimage.util.errors import BuildError, InputError
-from vmimage.util.files import fullness_told, sha256_file
+from vmimage.util.files import fullness_told, place, sha256_file
 from vmimage.util.settings import Options
 
 PRESET = 1
 """Of xz, for lists: a higher one takes ten times as long, for a fifth less."""
 SPARE_BYTES = 64 << 20
+AT_A_TIME = 200
+"""Packages that are held in the cache while they are fetched."""
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Collected:
         files: SHA-256 -> where that file is.
     """
 
+    python: PythonFiles = field(default_factory=lambda: PythonFiles(version="", platform="", files={}))
+    packer: MirrorPart | None = None
     pins: dict[str, str] = field(default_factory=dict)
     bases: dict[str, BundledBase] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
@@ -52,6 +56,11 @@ class Collected:
         """Note which files are lists of packages, which become much smaller."""
         for repository in part.repositories:
             self.lists |= {digest for path, digest in repository.lists.items() if path.endswith("Packages")}
+
+    def index(self, compressed: Mapping[str, str]) -> Index:
+        """Return what the bundle says of its files."""
+        bases = tuple(self.bases.values())
+        return Index(pins=self.pins, bases=bases, python=self.python, packer=self.packer, compressed=compressed)
 
 
 def make_bundle(images: Sequence[str], chosen: Options, to: Path, *, json: bool) -> None:
@@ -66,32 +75,40 @@ def make_bundle(images: Sequence[str], chosen: Options, to: Path, *, json: bool)
     with session(chosen, json_lines=json, log="bundle-inputs") as (console, store):
         require_place(to, chosen)
         plans = [pipeline.plan_image(name, chosen) for name in images or [load_spec(chosen.spec).default]]
-        found = Collected()
-        with fullness_told(store.root, ROOM):
-            collect_pins(plans, store, console, found)
-            for plan in plans:
-                collect_base(plan, chosen, store, console, found)
-            with console.stage("wheels", "the Python packages of requirements.txt") as step:
-                python = get_wheels(store, step, found.files)
-            with console.stage("packer", "Packer, as Debian has it") as step:
-                packer = get_packer(store, chosen.debian_mirror, step, console.warn, found.files)
-        if packer:
-            found.add_lists(packer)
-        with (
-            fullness_told(to.parent, "make room, or give another file with --output"),
-            store.workspace("bundle") as work,
-            console.stage("bundle", str(to)) as step,
-        ):
-            compressed = dict(compress(found, work))
-            bases = tuple(found.bases.values())
-            index = Index(pins=found.pins, bases=bases, python=python, packer=packer, compressed=compressed)
-            require_room(to, sum(found.files[digest].stat().st_size for digest in index.digests))
-            digest = write_bundle(to, index, found.files)
-            step.outcome = f"{len(index.digests)} files, {human_bytes(to.stat().st_size)}"
+        with store.workspace("bundle") as work:
+            with fullness_told(store.root, ROOM):
+                found = collect(plans, chosen, store, console, work)
+            with (
+                fullness_told(to.parent, "make room, or give another file with --output"),
+                console.stage("bundle", str(to)) as step,
+            ):
+                index = found.index(dict(compress(found, work)))
+                require_room(to, sum(found.files[digest].stat().st_size for digest in index.digests))
+                digest = write_bundle(to, index, found.files)
+                step.outcome = f"{len(index.digests)} files, {human_bytes(to.stat().st_size)}"
         console.event("result", path=str(to), sha256=digest, bytes=to.stat().st_size)
         names = " ".join(plan.name for plan in plans)
         console.say(f"written: {to}\nSHA-256: {digest}")
         console.say(f"on a host without a network: VMIMAGE_BUNDLE={to.name} ./bootstrap invoke build-image {names}")
+
+
+def collect(plans: Sequence[Plan], chosen: Options, store: Store, console: Console, work: Path) -> Collected:
+    """Get all that builds of images need.
+
+    Args:
+        work: A folder in the cache, which is needed as long as what is returned.
+    """
+    found = Collected()
+    collect_pins(plans, store, console, found)
+    for plan in plans:
+        collect_base(plan, chosen, store, console, found, work)
+    with console.stage("wheels", "the Python packages of requirements.txt") as step:
+        found.python = get_wheels(store, step, found.files)
+    with console.stage("packer", "Packer, as Debian has it") as step:
+        found.packer = get_packer(store, chosen.debian_mirror, step, console.warn, found.files)
+    if found.packer:
+        found.add_lists(found.packer)
+    return found
 
 
 def require_place(to: Path, chosen: Options) -> None:
@@ -132,8 +149,12 @@ def collect_pins(plans: Sequence[Plan], store: Store, console: Console, found: C
     found.files |= {pins[name].sha256: path for name, path in paths.items()}
 
 
-def collect_base(plan: Plan, chosen: Options, store: Store, console: Console, found: Collected) -> None:
-    """Make the base of an image, if it is not there, and note what it was made from."""
+def collect_base(plan: Plan, chosen: Options, store: Store, console: Console, found: Collected, work: Path) -> None:
+    """Make the base of an image, if it is not there, and note what it was made from.
+
+    Args:
+        work: A folder in the cache, which is needed as long as what was found.
+    """
     base = base_stage(plan, pipeline.build_context(chosen, store))
     if base.key in found.bases:
         return
@@ -154,8 +175,8 @@ def collect_base(plan: Plan, chosen: Options, store: Store, console: Console, fo
         for deb in read_debs(folder)
     )
     with console.stage("packages", f"{len(debs)} packages of {plan.base.suite}") as step:
-        fetch(debs, store, step)
-    found.files |= {digest: kept_file(folder, digest, store) for digest in part.digests}
+        collect_debs(debs, store, step, found, work)
+    found.files |= {digest: folder / LISTS / digest for each in part.repositories for digest in each.lists.values()}
     found.add_lists(part)
     found.bases[base.key] = BundledBase(
         suite=base.suite,
@@ -165,6 +186,19 @@ def collect_base(plan: Plan, chosen: Options, store: Store, console: Console, fo
         packages=base.packages,
         part=part,
     )
+
+
+def collect_debs(debs: Sequence[PinnedFile], store: Store, step: Step, found: Collected, work: Path) -> None:
+    """Get packages, and give each another name in a folder of ours: to hold one in the cache takes an open file."""
+    for start in range(0, len(debs), AT_A_TIME):
+        some = debs[start : start + AT_A_TIME]
+        for path in fetch(some, store, step).values():
+            if not (work / path.name).exists():
+                place(path, work / path.name)
+            found.files[path.name] = work / path.name
+            store.let_go("files", path.name)
+    size = sum(found.files[deb.sha256].stat().st_size for deb in debs)
+    step.outcome = f"{len(debs)} packages, {human_bytes(size)}"
 
 
 def require_whole(part: MirrorPart, folder: Path, store: Store) -> None:
