@@ -46,6 +46,17 @@ def index(packages: Sequence[str] = ("systemd", "openssh-server", "fuse3"), **ch
     }
 
 
+def changed(where: str, value: Any) -> dict[str, Any]:
+    """Return an index with another value somewhere, as in `bases/0/suite`."""
+    told = index()
+    *path, last = [int(each) if each.isdigit() else each for each in where.split("/")]
+    at: Any = told
+    for each in path:
+        at = at[each]
+    at[last] = value
+    return told
+
+
 def members() -> dict[str, bytes]:
     """Return the files of a bundle, by their names."""
     return {digest(data): data for data in (SIGNED, lzma.compress(LIST), DEB, WHEEL, PIN)}
