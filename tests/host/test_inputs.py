@@ -20,8 +20,9 @@ from tests.tools import context_in, plan_of
 from vmimage import pipeline
 from vmimage.commands.bundle_inputs import command as bundling
 from vmimage.commands.bundle_inputs.command import Collected, compress, deb_sources, require_place, require_whole
+from vmimage.commands.rebuild import Inputs, Recorded, with_packages
 from vmimage.inputs.bundle import BundledBase, Index, PythonFiles, write_bundle
-from vmimage.inputs.kept import keep_debs, keep_lists, kept_file, kept_packages, kept_part
+from vmimage.inputs.kept import KeptPackages, keep_debs, keep_lists, kept_file, kept_packages, kept_part
 from vmimage.plan import Plan, Source
 from vmimage.stages import base as making
 from vmimage.stages.base import base_stage
@@ -140,6 +141,24 @@ def test_packages_that_the_cache_kept_are_those_of_then(made: Made, tmp_path: Pa
     assert source
     tree = unpacked(tmp_path / "work", source.lay(tmp_path / "mirror"), offline=True)
     assert state(tree) == state(made.tree)
+
+
+def test_release_is_made_again_from_what_the_cache_kept(made: Made, tmp_path: Path) -> None:
+    recorded = Recorded(
+        keys={"base": made.key},
+        inputs=Inputs.model_validate({"base": {"period": "2026-W01"}, "bake": {}, "export": {}}),
+        raw={},
+        commit="",
+        packages={"base-files": "1"},
+        debs={},
+    )
+    plan = with_packages(plan_of("toolbox", debian_mirrors=[made.line]), recorded, context_in(made.cache).store)
+    assert (plan.period, plan.package_versions) == ("2026-W01", {"base-files": "1"})
+    assert isinstance(plan.package_source, KeptPackages)
+    bundled = planned_from_bundle(plan_of("toolbox"), made.bundle, [made.line])
+    again = with_packages(bundled, recorded, context_in(made.cache).store)
+    assert again.package_source == bundled.package_source
+    assert with_packages(plan_of("toolbox"), recorded, context_in(tmp_path).store).package_source is None
 
 
 def test_who_may_sign_is_not_taken_from_a_bundle(made: Made, tmp_path: Path) -> None:

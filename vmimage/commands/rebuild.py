@@ -107,12 +107,11 @@ def rebuild(text: str, chosen: Options, *, json_lines: bool) -> None:
         plan = pipeline.plan_image(subject.manifest.image, chosen)
         for warning in require_same_sources(plan, pipeline.build_context(chosen, store), known):
             console.warn(warning)
-        plan = replace(plan, period=known.inputs.base.period, package_versions=known.packages)
-        if not plan.package_source:
-            kept = kept_packages(store, known.keys["base"], plan.debian_mirrors)
-            plan = replace(plan, package_source=kept)
-            if kept:
-                console.say("Debian's packages are those that the cache has kept, by their SHA-256")
+        plan = with_packages(plan, known, store)
+        if plan.package_source:
+            console.say(
+                f"Debian's packages are those of the {'bundle' if chosen.bundle else 'cache'}, by their SHA-256"
+            )
         with store.workspace("rebuild") as work, fullness_told(store.root, ROOM):
             files = remake(plan, known, chosen, store, work, console)
             digests = {kind: str(file["sha256"]) for kind, file in files.items()}
@@ -196,6 +195,12 @@ def require_same_sources(plan: Plan, context: BuildContext, known: Recorded) -> 
     if plan.debian_mirrors != then.debian_mirrors:
         warnings.append("Debian's packages come from another mirror than they did")
     return warnings
+
+
+def with_packages(plan: Plan, known: Recorded, store: Store) -> Plan:
+    """Return a plan that asks for the packages of a release: those of a bundle, of the cache, or else of a mirror."""
+    source = plan.package_source or kept_packages(store, known.keys["base"], plan.debian_mirrors)
+    return replace(plan, period=known.inputs.base.period, package_versions=known.packages, package_source=source)
 
 
 def remake(
