@@ -9,15 +9,17 @@ from invoke.context import Context
 
 from dev.tasks import bench, fuzz, lint, lock, schema, test
 from vmimage.commands.chosen import options
+from vmimage.commands.input_tasks import bundle_inputs
 from vmimage.commands.look_tasks import diff, size
 from vmimage.commands.positionals import allow_missing_positionals, refuse_wrong_values
 from vmimage.commands.release_tasks import rebuild, sign, verify
-from vmimage.commands.task import ACCELERATOR, DEB_MIRROR, IMAGE, JSON, MATRIX, MIRROR, task
+from vmimage.commands.task import ACCELERATOR, BUNDLE, DEB_MIRROR, IMAGE, JSON, MATRIX, MIRROR, task
 from vmimage.util.encoding import use_utf8
 
 # A task imports its command when it is called, so that `invoke --list` stays quick.
 
-__all__ = ["bench", "diff", "fuzz", "lint", "lock", "rebuild", "schema", "sign", "size", "test", "verify"]
+__all__ = ["bench", "bundle_inputs", "diff", "fuzz", "lint", "lock", "rebuild", "schema", "sign", "size"]
+__all__ += ["test", "verify"]
 
 use_utf8()
 allow_missing_positionals()
@@ -39,6 +41,7 @@ MACHINE = {
         "image": IMAGE,
         "mirror": MIRROR,
         "deb-mirror": DEB_MIRROR,
+        "bundle": BUNDLE,
         "accelerator": ACCELERATOR,
         "matrix": MATRIX,
         "from_": "do this stage or provision step, and everything after it, again: base, bake, 50-k3s, verify, …",
@@ -67,14 +70,16 @@ def build_image(
     gate: bool = False,
     security_data: str | None = None,
     sign: str | None = None,
+    bundle: str | None = None,
     json: bool = False,
 ) -> None:
     """Build, verify and release an image (all stages)."""
     from vmimage.commands.build import build, build_every
 
     chosen = options(
-        mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator, security_data=security_data, sign=sign
-    )
+        mirrors=mirror or (), debian_mirror=deb_mirror, bundle=bundle, accelerator=accelerator, sign=sign,
+        security_data=security_data,
+    )  # fmt: skip
     chosen = replace(chosen, start=from_, keep_failed=keep_failed, recheck=recheck, gate=gate)
     if all_:
         build_every(image, chosen, jobs=jobs, matrix=matrix, json=json)

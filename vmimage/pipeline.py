@@ -17,6 +17,7 @@ from vmimage.spec.model import Base
 from vmimage.spec.snapshot import snapshot_lines
 from vmimage.stages.bake.stage import bake_stage
 from vmimage.stages.base import base_stage
+from vmimage.stages.bundled import planned_from_bundle
 from vmimage.stages.export import export_stage
 from vmimage.stages.fetch import fetch_stage
 from vmimage.stages.release import dist as releasing
@@ -88,15 +89,17 @@ def plan_image(name: str | None, options: Options) -> Plan:
     spec = load_spec(options.spec)
     name, image = spec.image(name)
     host.remember(options.cache)
-    return make_plan(
+    lines = debian_sources(spec.bases[image.base], options)
+    plan = make_plan(
         spec,
         name,
         project=PROJECT,
         mirrors=options.mirrors,
-        debian_mirrors=debian_sources(spec.bases[image.base], options),
+        debian_mirrors=lines,
         tools={**host.require(PLAN_TOOLS), **{name: version(name) for name in ("deflate", "zstandard")}},
         today=date.today(),  # noqa: DTZ011 - the user's day
     )
+    return planned_from_bundle(plan, options.bundle, lines) if options.bundle else plan
 
 
 def debian_sources(base: Base, options: Options) -> list[str]:

@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+from vmimage.inputs.mirror import PackageSource
 from vmimage.spec.model import SEAL_STEP, Base, Component, Image, Spec, size_bytes
 from vmimage.spec.pins import Arch, Location, Pin
 from vmimage.spec.snapshot import require_past, stamp
@@ -28,7 +29,7 @@ PinFacts = Mapping[str, str | tuple[str, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One place to try for a file: a URL, a local path or a Python distribution, and the members inside it.
+    """One place to try for a file: a URL, a local path, a Python distribution or a bundle; and the members inside it.
 
     Attributes:
         sha256: Of the archive, where that is known; the file taken out of it has one of its own.
@@ -84,6 +85,7 @@ class Plan:
         period: The span of time for which the base is good.
         project: The folder of the project, whose files the stages read.
         vulnerabilities: Which known ones keep the image from being released, if that is asked.
+        package_source: Where Debian's packages come from instead of the mirrors.
         package_versions: Debian package -> version that it has to have; the mirror's newest where none is named.
     """
 
@@ -99,6 +101,7 @@ class Plan:
     project: Path
     vulnerabilities: Vulnerabilities
     package_versions: Mapping[str, str] = field(default_factory=dict)
+    package_source: PackageSource | None = None
 
     @property
     def versions(self) -> dict[str, str]:

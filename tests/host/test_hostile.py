@@ -13,6 +13,7 @@ import pytest
 
 from tests.host.test_fuzz_formats import Corpus, corpus
 from tests.hostile.answers import FAMILIES as ANSWERS
+from tests.hostile.bundles import BUNDLES
 from tests.hostile.disks import DISKS
 from tests.hostile.records import RECORDS
 from tests.hostile.signed import SIGNED
@@ -61,13 +62,18 @@ def test_hostile_answers(name: str, tmp_path: Path) -> None:
     require_sound(ANSWERS[name](), tmp_path)
 
 
+@pytest.mark.parametrize("name", BUNDLES)
+def test_hostile_bundles(name: str, tmp_path: Path) -> None:
+    require_sound(BUNDLES[name](tmp_path / "made"), tmp_path)
+
+
 @pytest.mark.parametrize("name", DISKS)
 def test_hostile_disks(name: str, corpus: Corpus, tmp_path: Path) -> None:
     require_sound(DISKS[name](corpus, tmp_path / "made"), tmp_path)
 
 
 def test_there_are_many() -> None:
-    if len(tried) < sum(map(len, (TEXTS, RECORDS, SIGNED, SOFTWARE, ANSWERS, DISKS))):
+    if len(tried) < sum(map(len, (TEXTS, RECORDS, SIGNED, SOFTWARE, ANSWERS, BUNDLES, DISKS))):
         pytest.skip("not all of them were tried")
     assert sum(len(family.cases) for family in tried) >= LEAST
     assert sum(family.must_be_refused(case.name) for family in tried for case in family.cases) >= LEAST

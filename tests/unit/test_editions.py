@@ -22,10 +22,10 @@ from vmimage.stages.verify.stage import VerifyStage
 
 # Stage -> the code that makes its result (below vmimage/), its edition, and the digest of that code.
 PINNED: list[tuple[type[Keyed], str, int, str]] = [
-    (BaseStage, "stages/base.py", 4, "e592a530ab4c"),
+    (BaseStage, "stages/base.py", 4, "d33d88d02e23"),
     (BakeStage, "stages/bake/bake.py stages/bake/layers.py stages/bake/machine.py stages/bake/payload.py "
                 "stages/bake/position.py stages/bake/snapshot.py stages/bake/stage.py", 4, "1e9fed49343a"),
-    (ExportStage, "stages/export.py formats/*.py", 3, "2f4e77d78c4f"),
+    (ExportStage, "stages/export.py formats/*.py", 3, "3eadbd51e0ba"),
     (VerifyStage, "stages/verify/stage.py stages/verify/verdict.py stages/verify/machine.py "
                   "stages/verify/subject.py stages/verify/checks.py", 3, "4fb4745ee285"),
 ]  # fmt: skip

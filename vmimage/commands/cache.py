@@ -13,6 +13,7 @@ from vmimage.cache.ours import REMEMBERED, is_entry
 from vmimage.cache.result import AFTER, LAYER, META
 from vmimage.cache.store import Store
 from vmimage.commands.session import session
+from vmimage.inputs.kept import kept_digests
 from vmimage.stages.release.dist import latest_releases, remove_releases, tell_misfits
 from vmimage.stages.release.mark import require_ours
 from vmimage.util.console import human_bytes
@@ -109,7 +110,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def needed_by_releases(store: Store, dist: Path) -> set[str]:
-    """Return the names of what the latest release of each image was made from, layers and pinned files among them."""
+    """Return the names of what the latest release of each image was made from: layers, pinned files, packages, too."""
     needed = set[str]()
     for release in latest_releases(dist):
         needed |= {f"files/{pin.sha256}" for pin in release.manifest.pins.values()}
@@ -119,10 +120,11 @@ def needed_by_releases(store: Store, dist: Path) -> set[str]:
 
 
 def _below(store: Store, name: str) -> Iterator[str]:
-    """Yield the name of a result, and of all that it stands on."""
+    """Yield the name of a result, and of all that it stands on, to the packages of its base."""
     while is_entry(*name.partition("/")[::2]):
         yield name
         found = store.result(*name.split("/"))
+        yield from (f"files/{sha256}" for sha256 in (kept_digests(found.path) if found else ()))
         try:
             name = str(found.inputs.get(AFTER, "")) if found else ""
         except ValueError:

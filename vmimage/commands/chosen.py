@@ -20,6 +20,7 @@ def options(
     security_data: str | None = None,
     sign: str | None = None,
     allowed_signers: str | None = None,
+    bundle: str | None = None,
 ) -> settings.Options:
     """Join arguments and environment; leave with an exit code where these cannot be."""
     try:
@@ -31,6 +32,7 @@ def options(
             security_data=security_data,
             sign=sign,
             allowed_signers=allowed_signers,
+            bundle=bundle,
         )
     except VmimageError as error:
         raise Exit(printable(f"\n{error.message}\n\n{error.hint}"), code=error.exit_code) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,9 +18,10 @@ from vmimage.commands.diff.report import DIFFERENT, LIMIT, tell
 from vmimage.commands.diff.subject import Subject, find_subject
 from vmimage.commands.session import session
 from vmimage.disk.dpkg import NAME, VERSION
+from vmimage.inputs.kept import kept_packages
 from vmimage.plan import Plan
 from vmimage.spec.pins import Sha256
-from vmimage.stages.base import DEBS
+from vmimage.stages.base import read_debs
 from vmimage.stages.export import ExportStage
 from vmimage.stages.fetch import fetch_stage
 from vmimage.stages.release.manifest import MANIFEST, Facts, Manifest, Text, first_reason
@@ -111,7 +111,11 @@ def rebuild(text: str, chosen: Options, *, json_lines: bool) -> None:
         plan = pipeline.plan_image(subject.manifest.image, chosen)
         for warning in require_same_sources(plan, pipeline.build_context(chosen, store), known):
             console.warn(warning)
-        plan = replace(plan, period=known.inputs.base.period, package_versions=known.packages)
+        plan = with_packages(plan, known, store)
+        if plan.package_source:
+            console.say(
+                f"Debian's packages are those of the {'bundle' if chosen.bundle else 'cache'}, by their SHA-256"
+            )
         with store.workspace("rebuild") as work, fullness_told(store.root, ROOM):
             files = remake(plan, known, chosen, store, work, console)
             digests = {kind: str(file["sha256"]) for kind, file in files.items()}
@@ -216,6 +220,12 @@ def require_same_sources(plan: Plan, context: BuildContext, known: Recorded) -> 
     return warnings
 
 
+def with_packages(plan: Plan, known: Recorded, store: Store) -> Plan:
+    """Return a plan that asks for the packages of a release: those of a bundle, of the cache, or else of a mirror."""
+    source = plan.package_source or kept_packages(store, known.keys["base"], plan.debian_mirrors)
+    return replace(plan, period=known.inputs.base.period, package_versions=known.packages, package_source=source)
+
+
 def remake(
     plan: Plan, known: Recorded, chosen: Options, store: Store, work: Path, console: Console
 ) -> dict[str, Mapping[str, object]]:
@@ -235,8 +245,8 @@ def remake(
     for stage in stages.values():
         with console.stage(stage.name, stage.why) as step:
             stage.obtain(step, fresh=False, check=False)
-    listed = json.loads((stages["base"].result.path / DEBS).read_text())
-    others = other_debs(known.debs, {deb["package"]: deb["sha256"] for deb in listed})
+    listed = read_debs(stages["base"].result.path)
+    others = other_debs(known.debs, {str(deb["package"]): str(deb["sha256"]) for deb in listed})
     if others:
         console.warn(f"the mirror's files of these packages are others, under the same versions: {', '.join(others)}")
     export = stages["export"]

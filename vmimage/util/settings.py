@@ -51,6 +51,7 @@ class Options:
         security_data: A file with Debian's security tracker, or its URL; Debian's own when empty.
         sign: The key of ssh that a release is signed with, see `publish/ssh.py`; unsigned without it.
         allowed_signers: The file that says whose signatures count.
+        bundle: The file that pinned files and Debian's packages are taken from, and from nowhere else.
     """
 
     cache: Path
@@ -69,6 +70,7 @@ class Options:
     security_data: str = ""
     sign: Path | None = None
     allowed_signers: Path | None = None
+    bundle: Path | None = None
     spec: Path = PROJECT / "images.yaml"
 
     @property
@@ -90,7 +92,8 @@ class Options:
         """The mirrors, as variables: all users of a host can read the arguments of its processes. And files."""
         mirrors = {"VMIMAGE_MIRROR": shlex.join(self.mirrors), "VMIMAGE_DEB_MIRROR": self.debian_mirror or ""}
         data = {"VMIMAGE_SECURITY_DATA": self.security_data}
-        return {**mirrors, **data, "VMIMAGE_SIGN": str(self.sign or "")}
+        files = {"VMIMAGE_SIGN": str(self.sign or ""), "VMIMAGE_BUNDLE": str(self.bundle or "")}
+        return {**mirrors, **data, **files}
 
 
 ENVIRONMENT = {
@@ -104,6 +107,7 @@ ENVIRONMENT = {
     "VMIMAGE_ACCELERATOR": "kvm or tcg",
     "VMIMAGE_SECURITY_DATA": "file or URL with the data of Debian's security tracker",
     "VMIMAGE_SIGN": "the key of ssh that releases are signed with",
+    "VMIMAGE_BUNDLE": "a bundle of inputs: all that a build needs comes from it, and bootstrap's Python packages, too",
     "VMIMAGE_ALLOWED_SIGNERS": "the file that says whose signatures count",
     "VMIMAGE_FETCH_SECONDS": "seconds that one location may take for a pinned file",
     "VMIMAGE_FETCH_RATE": "bytes a second that a location has to send at least",
@@ -120,6 +124,7 @@ def options(
     security_data: str | None = None,
     sign: str | None = None,
     allowed_signers: str | None = None,
+    bundle: str | None = None,
 ) -> Options:
     """Join arguments and environment.
 
@@ -148,6 +153,7 @@ def options(
         security_data=_absolute(data, "--security-data") if data else "",
         sign=file(sign, "VMIMAGE_SIGN"),
         allowed_signers=file(allowed_signers, "VMIMAGE_ALLOWED_SIGNERS"),
+        bundle=file(bundle, "VMIMAGE_BUNDLE"),
     )
 
 
