@@ -48,7 +48,8 @@ class Monitor:
             event = self._runner.run(asyncio.wait_for(self._client.events.get(), seconds))
         except TimeoutError:
             return None
-        return str(event["data"].get("reason", ""))
+        data = event["data"]
+        return str(data.get("reason", "")) if isinstance(data, dict) else ""
 
     def _is_first_write_error(self, event: Mapping[str, object]) -> bool:
         """Source: https://qemu.readthedocs.io/en/latest/interop/qemu-qmp-ref.html (BLOCK_IO_ERROR)"""

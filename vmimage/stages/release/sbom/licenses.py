@@ -34,7 +34,7 @@ def expression(text: str) -> Expression | None:
         return None
 
 
-class _Copyright(debsbom_licenses.Copyright):
+class _Copyright(debsbom_licenses.Copyright):  # type: ignore[misc]  # it has no types
     """A copyright file; debsbom goes on without its licences only where it finds that it does not know them."""
 
     @override
