@@ -67,11 +67,15 @@ def hostile(answers: Callable[[Hostile], Sequence[Answer]], context: ssl.SSLCont
                 answer = left.pop(0) if len(left) > 1 else left[0]
                 threading.Thread(target=serve, args=(connection, answer), daemon=True).start()
 
-    threading.Thread(target=accept, daemon=True).start()
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
     try:
         yield server
     finally:
         server.ended.set()
+        # Closed alone, it would wait for connections for ever.
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
         listener.close()
 
 
