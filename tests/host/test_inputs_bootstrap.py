@@ -19,6 +19,7 @@ from vmimage.commands.bundle_inputs.wheels import get_wheels
 from vmimage.inputs.bundle import Index, PythonFiles, write_bundle
 from vmimage.inputs.unpack import main as unpack
 from vmimage.util.errors import FetchError
+from vmimage.util.files import place
 
 OPTIONS = "trusted=yes check-valid-until=no"
 NO_PYTHON = PythonFiles(version="3", platform="x", files={})
@@ -127,7 +128,7 @@ def test_packer_comes_with_the_lists_that_name_it(tmp_path: Path, monkeypatch: p
     for folder in (apt / "lists/partial", apt / "cache/archives/partial"):
         folder.mkdir(parents=True)
     lines = host.debian_mirrors("bookworm", line)
-    (sources,) = packer.lay(tmp_path / "again", lambda sha256, to: shutil.copyfile(files[sha256], to) and None, lines)
+    (sources,) = packer.lay(tmp_path / "again", lambda sha256, to: place(files[sha256], to), lines)
     (apt / "sources.list").write_text(sources)
     icons = "Acquire::IndexTargets::deb::Icons::"
     settings = {
