@@ -13,12 +13,13 @@ import pytest
 from tests.host.test_base import write_mirror
 from tests.host.test_bootstrap import Checkout, wheel
 from tests.tools import context_in, step_into
-from vmimage import PROJECT
+from vmimage import PROJECT, host
 from vmimage.commands.bundle_inputs.packer import get_packer
 from vmimage.commands.bundle_inputs.wheels import get_wheels
 from vmimage.inputs.bundle import Index, PythonFiles, write_bundle
 from vmimage.inputs.unpack import main as unpack
 from vmimage.util.errors import FetchError
+from vmimage.util.files import place
 
 OPTIONS = "trusted=yes check-valid-until=no"
 NO_PYTHON = PythonFiles(version="3", platform="x", files={})
@@ -111,6 +112,8 @@ def test_python_package_that_is_not_locked_is_not_bundled(
 def test_packer_comes_with_the_lists_that_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.host.test_base.CONTROL", CONTROL)
     write_mirror(tmp_path / "mirror", tmp_path / "package", suites=("bookworm",))
+    with (tmp_path / "mirror/dists/bookworm/Release").open("a") as release:
+        release.write(f" {'0' * 64} 5 main/icons\n")
     (deb,) = (tmp_path / "mirror/pool").iterdir()
     store, files, warned = context_in(tmp_path).store, dict[str, Path](), list[str]()
     line = f"deb [trusted=yes check-valid-until=no] file://{tmp_path}/mirror bookworm main"
@@ -120,7 +123,60 @@ def test_packer_comes_with_the_lists_that_name_it(tmp_path: Path, monkeypatch: p
     write_bundle(tmp_path / "a.tar", Index(pins={}, bases=(), python=NO_PYTHON, packer=packer), files)
     assert unpack("packer", str(tmp_path / "a.tar"), str(tmp_path / "out")) == 0
     assert (tmp_path / "out/0/pool" / deb.name).read_bytes() == deb.read_bytes()
-    assert (tmp_path / "out/0/dists/bookworm/main/binary-amd64/Packages").is_file()
+    # As apt takes it, also on a host where other packages have it ask for other lists.
+    apt = tmp_path / "apt"
+    for folder in (apt / "lists/partial", apt / "cache/archives/partial"):
+        folder.mkdir(parents=True)
+    lines = host.debian_mirrors("bookworm", line)
+    (sources,) = packer.lay(tmp_path / "again", lambda sha256, to: place(files[sha256], to), lines)
+    (apt / "sources.list").write_text(sources)
+    icons = "Acquire::IndexTargets::deb::Icons::"
+    settings = {
+        "Dir::Etc::SourceList": apt / "sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::State::Lists": apt / "lists",
+        "Dir::State::Status": "/dev/null",
+        "Dir::Cache": apt / "cache",
+        "APT::Sandbox::User": "root",
+        f"{icons}MetaKey": "$(COMPONENT)/icons",
+        f"{icons}ShortDescription": "icons",
+        f"{icons}Description": "icons",
+    }
+    options = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+    for command in ("update", "download packer"):
+        subprocess.run([*OFFLINE, "apt-get", *options, *command.split()], cwd=apt, check=True, capture_output=True)
+    assert (apt / "packer_0.1_amd64.deb").read_bytes() == deb.read_bytes()
+
+
+def test_packer_that_debian_did_not_sign_is_not_installed(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.host.test_base.CONTROL", CONTROL)
+    write_mirror(tmp_path / "mirror", tmp_path / "package", suites=("bookworm",))
+    files: dict[str, Path] = {}
+    line = f"deb [{OPTIONS}] file://{tmp_path}/mirror bookworm main"
+    packer = get_packer(context_in(tmp_path).store, line, step_into([]), print, files)
+    write_bundle(tmp_path / "inputs.tar", Index(pins={}, bases=(), python=NO_PYTHON, packer=packer), files)
+    with (checkout.root / "apt-packages.txt").open("a") as lines:
+        lines.write("packer | packer | - | bakes the image\n")
+    # A host without packer, on which nothing is installed.
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for program in Path("/usr/bin").iterdir():
+        if program.name not in ("packer", "apt-get", "dpkg-query"):
+            (programs / program.name).symlink_to(program)
+    for name, script in {
+        "apt-get": f'case "$*" in *install*) touch {tmp_path}/installed ;; esac; exec /usr/bin/apt-get "$@"',
+        "dpkg-query": 'echo "python3 installed"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    done = bootstrapped(checkout, tmp_path / "inputs.tar")
+    assert done.returncode == 3
+    assert "is not signed" in done.stderr
+    assert "packer could not be had from inputs.tar (bookworm)" in done.stderr
+    assert not (tmp_path / "installed").exists()
 
 
 def test_packer_that_cannot_be_had_is_left_out(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_options_of_the_users_own_line_count_and_no_others(plan: Plan, tmp_path:
     source = planned_from_bundle(plan, path, [trusted]).package_source
     assert source
     (line,) = source.lay(tmp_path / "b")
-    assert line.startswith("deb [trusted=yes check-valid-until=no by-hash=no] copy:")
+    assert line.startswith("deb [trusted=yes check-valid-until=no by-hash=no target=Packages] copy:")
     assert (tmp_path / "b/0" / DEB_PATH).read_bytes() == DEB
     # An index that hides what it needs gains nothing by it: apt then asks for Debian's signature.
     path = made.bundle_for(tmp_path / "c.tar", plan)

@@ -150,7 +150,7 @@ def test_part_is_laid_out_as_mirrors(tmp_path: Path) -> None:
         to.write_text(sha256)
 
     lines = read_part(told).lay(tmp_path / "a b", put)
-    own = "[check-valid-until=no by-hash=no]"
+    own = "[check-valid-until=no by-hash=no target=Packages]"
     assert lines == [
         f"deb {own} copy:{tmp_path}/a%20b/0 trixie main",
         f"deb {own} copy:{tmp_path}/a%20b/0 trixie-updates main",

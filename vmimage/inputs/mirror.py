@@ -21,8 +21,9 @@ TARGETS = "$(CREATED_BY)|$(METAKEY)|$(REPO_URI)|$(URI)|$(RELEASE)|$(COMPONENT)|$
 """What `apt-get indextargets --format` is asked for."""
 SIGNED = ("InRelease", "Release", "Release.gpg")
 """What a suite may sign its lists with; lists without signatures have a Release alone."""
-OWN_OPTIONS = "check-valid-until=no by-hash=no"
-"""Of lines for sources.list: what was signed then has expired since, and lists lie under their names only."""
+OWN_OPTIONS = "check-valid-until=no by-hash=no target=Packages"
+"""Of lines for sources.list: what was signed then has expired since, lists lie under their names only, and there are no
+others, which apt may be set to ask for (icons, contents)."""
 MOST_TEXT = 4000
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
