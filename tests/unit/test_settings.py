@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from vmimage import PROJECT
+from vmimage.util.errors import InputError
 from vmimage.util.settings import ENVIRONMENT, options
 
 
@@ -50,3 +53,10 @@ def test_cache_and_state_follow_xdg() -> None:
 def test_readme_explains_every_variable() -> None:
     readme = (PROJECT / "README.md").read_text()
     assert not [name for name in ENVIRONMENT if name not in readme]
+
+
+@pytest.mark.parametrize("name", ["VMIMAGE_CACHE", "XDG_CACHE_HOME"])
+def test_cache_that_e2fsprogs_would_not_find_is_refused(name: str) -> None:
+    """It opens FILE?offset=BYTES, and takes the first question mark."""
+    with pytest.raises(InputError, match=r"VMIMAGE_CACHE=/srv/what\?/.*question mark"):
+        options({name: "/srv/what?/cache"})

@@ -262,20 +262,6 @@ def test_while_doors_exist_no_link_is_made_or_moved_that_leads_out(root: Path) -
         assert client.status(sftp.CMD_SYMLINK, b"/usr/bin/python3", b"python") == sftp.SFTP_OK, "as `venv` makes them"
 
 
-def test_folder_of_which_not_all_was_examined_is_not_moved_beside_doors(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A link that leads out would be the last of many names."""
-    (root / "out").symlink_to("../secret")
-    for number in range(10):
-        (root / "sub" / str(number)).touch()
-    with served(Folder(root, doors=outward_links(root))) as (client, _):
-        assert client.status(sftp.CMD_RENAME, b"sub", b"sub2") == sftp.SFTP_OK
-        monkeypatch.setattr("vmimage.access.doors.EXAMINED", 9)
-        assert client.status(sftp.CMD_RENAME, b"sub2", b"sub3") == sftp.SFTP_FAILURE
-    assert (root / "sub2").is_dir()
-
-
 def test_a_request_that_is_cut_short_changes_nothing(client: Client, root: Path) -> None:
     handle = client.ask(sftp.CMD_OPEN, b"file", sftp.SFTP_FLAG_WRITE, 0)[1].get_binary()
     for kind, body in (

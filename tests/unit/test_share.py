@@ -5,8 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+from paramiko import sftp
 
-from vmimage.access.doors import closed_doors
+from tests.sftp_client import served
+from vmimage.access.confined import Folder
+from vmimage.access.doors import closed_doors, outward_links
 from vmimage.access.notify import Notifier
 from vmimage.access.share import find_private_key, make_share
 from vmimage.access.sshfs import Share
@@ -119,3 +122,17 @@ def test_links_that_lead_out_are_told_each_with_the_option_that_serves_it(linked
     assert closed_doors(linked, {}) == [f"--follow-link {each}" for each in wanted]
     assert closed_doors(linked, share(linked, None, *wanted).doors) == []
     assert closed_doors(linked / "sub", {}) == []
+
+
+def test_folder_of_which_not_all_was_examined_is_not_moved_beside_doors(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that leads out would be the last of many names."""
+    (root / "out").symlink_to("../secret")
+    for number in range(10):
+        (root / "sub" / str(number)).touch()
+    with served(Folder(root, doors=outward_links(root))) as (client, _):
+        assert client.status(sftp.CMD_RENAME, b"sub", b"sub2") == sftp.SFTP_OK
+        monkeypatch.setattr("vmimage.access.doors.EXAMINED", 9)
+        assert client.status(sftp.CMD_RENAME, b"sub2", b"sub3") == sftp.SFTP_FAILURE
+    assert (root / "sub2").is_dir()

@@ -68,6 +68,7 @@ def write_bundle(plan: Plan, files: Mapping[str, Path], to: Path, work: Path) ->
 def make_bundle(image: str | None, chosen: Options, to: Path, *, json: bool) -> None:
     """Write a bundle of an image's pins, and print how a machine takes it."""
     with session(chosen, json_lines=json, log="bundle") as (console, store):
+        store.sweep()
         made = pipeline.plan_image(image, chosen)
         files = fetched(made, store, console)
         # Not beside the bundle: nobody would tidy up there after a kill.

@@ -16,6 +16,7 @@ from vmimage.util.settings import Options
 def fetch_pins(image: str | None, chosen: Options, *, json: bool) -> None:
     """Get the files, and print where they are; of an archive, also what in it is the file."""
     with session(chosen, json_lines=json, log="fetch") as (console, store):
+        store.sweep()
         made = pipeline.plan_image(image, chosen)
         found = fetched(made, store, console)
         for file in made.files:

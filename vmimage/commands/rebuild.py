@@ -103,6 +103,7 @@ def rebuild(text: str, chosen: Options, *, json_lines: bool) -> None:
         Exit: What came out differs: exit code 7.
     """
     with session(chosen, json_lines=json_lines, log="rebuild") as (console, store):
+        store.sweep()
         subject = find_subject(str(Path(text).parent) if Path(text).name == MANIFEST else text, chosen.dist, console)
         if not subject.manifest:
             raise InputError(f"{text} is no release", hint=f"name its folder or {MANIFEST}, or IMAGE or IMAGE/VERSION")

@@ -260,6 +260,7 @@ def run_image(
         isolated: The guest reaches nothing outside.
     """
     with session(chosen) as (console, store):
+        store.sweep()
         profile, kind = machine_like(like, firmware)
         name, _image = load_spec(chosen.spec).image(image)
         kept = expanded(disk, "--disk").absolute() if disk else None

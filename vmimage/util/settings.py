@@ -129,7 +129,7 @@ def options(
     """Join arguments and environment.
 
     Raises:
-        InputError: A path names a home that is not known.
+        InputError: A path names a home that is not known, or cannot be used.
     """
 
     def file(given: str | None, name: str) -> Path | None:
@@ -139,8 +139,14 @@ def options(
     caches = _xdg(environment, "XDG_CACHE_HOME", ".cache")
     data = security_data or environment.get("VMIMAGE_SECURITY_DATA")
     states = _xdg(environment, "XDG_STATE_HOME", ".local/state")
+    cache = expanded(environment.get("VMIMAGE_CACHE") or caches / "vmimage", "VMIMAGE_CACHE").absolute()
+    if "?" in str(cache):
+        raise InputError(
+            f"VMIMAGE_CACHE={cache}: e2fsprogs takes what stands behind a question mark for options, not for a path",
+            hint="set VMIMAGE_CACHE to a folder without one",
+        )
     return Options(
-        cache=expanded(environment.get("VMIMAGE_CACHE") or caches / "vmimage", "VMIMAGE_CACHE").absolute(),
+        cache=cache,
         dist=expanded(environment.get("VMIMAGE_DIST") or PROJECT / "dist", "VMIMAGE_DIST").absolute(),
         state=expanded(environment.get("VMIMAGE_STATE") or states / "vmimage", "VMIMAGE_STATE").absolute(),
         mirrors=tuple(

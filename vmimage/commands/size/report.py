@@ -151,6 +151,7 @@ def _open(
 def tell_size(image: str | None, version: str | None, chosen: Options, *, output: Path | None, json: bool) -> None:
     """Print what the bytes of an image are, and draw it if asked so."""
     with session(chosen, json_lines=json) as (console, store):
+        store.sweep()
         made = pipeline.plan_image(image, chosen)
         releasing.tell_misfits(chosen.dist, console)
         stages = pipeline.stages_of(made, pipeline.build_context(chosen, store))

@@ -39,6 +39,7 @@ def update_pins(pins: Sequence[str], chosen: Options, *, check: bool, json: bool
         check: Write nothing; the exit code says whether there are newer ones.
     """
     with session(chosen, json_lines=json, log="update") as (console, store):
+        store.sweep()
         spec, old = _read(chosen.spec)
         names, told = _named(pins, spec)
         instead = instead_of(chosen.upstreams)
