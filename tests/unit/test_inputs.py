@@ -217,7 +217,7 @@ def test_base_from_a_bundle_keeps_the_mirrors_of_then(tmp_path: Path) -> None:
     part, _ = kept_base(tmp_path)
     here = tmp_path / "here"
     (here / "lists").mkdir(parents=True)
-    (here / "targets.txt").write_text(TARGETS.format(uri="copy:/work/mirror/0", name="none"))
+    (here / "targets.txt").write_text(TARGETS.format(uri="copy:/mirror/0", name="none"))
     (tmp_path / "made").mkdir()
     assert keep_lists(here, [{"file": DEB_PATH, "sha256": digest(DEB)}], tmp_path / "made", part) == part
 
