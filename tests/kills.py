@@ -140,7 +140,8 @@ def require_survival(name: str, command: Command, port: int, folder: Path) -> No
             command.check(scene)
             command.check_next(scene)
             assert not [path.name for path in scene.folder.rglob(".*") if path.name != MARK], "a file is left"
-            assert not list((scene.folder / "cache/work").glob("*")), "a work folder is left"
+            left = [str(path) for path in (scene.folder / "cache/work").rglob("*")]
+            assert not left, f"a work folder is left: {left}"
         except BaseException as error:
             error.add_note(f"{name}: VMIMAGE_KILL_SEED={SEED}: {signum.name} after {moment:.3f} of {whole:.3f} s")
             raise
