@@ -206,6 +206,24 @@ def test_what_the_machine_changed_is_never_lost(here: Path, there: Path, said: S
     assert (there / "link").is_symlink()
 
 
+def test_directory_that_is_not_mounted_takes_nothing_away(here: Path, there: Path, said: Said) -> None:
+    with synced(here, there) as copier:
+        before = tree(there)
+        here.rename(here.with_name("elsewhere"))
+        copier.tell({b"."})
+        until(lambda: "gone or empty here" in said)
+        assert tree(there) == before
+    with agent(there) as stream:
+        again = Copier(Tree(here), stream, Console())
+        again.start()
+        again.copy_all()
+    assert tree(there) == before
+    here.mkdir()
+    with synced(here, there):
+        (here / "new").write_text("")
+        until(lambda: is_the_same(here, there))
+
+
 def test_link_of_the_machine_leads_nowhere(here: Path, there: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -89,6 +89,8 @@ class Kept:
         self.top = top
         self.notes = sqlite3.connect(notes, isolation_level=None)
         self.notes.execute("PRAGMA journal_mode=WAL")
+        # Power that fails may take the last notes, but never all: what they do not know is compared.
+        self.notes.execute("PRAGMA synchronous=NORMAL")
         self.notes.execute("CREATE TABLE IF NOT EXISTS kept(path BLOB PRIMARY KEY, state TEXT) WITHOUT ROWID")
         self.notes.execute("BEGIN")
         self.unseen: set[bytes] = set()

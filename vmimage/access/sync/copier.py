@@ -114,6 +114,7 @@ class Copier:
                 self._flush()
                 look_at = time.monotonic() + max(LOOK_SECONDS, LEISURE * (time.monotonic() - began))
             if time.monotonic() > again_at:
+                self._settle_unknown()
                 self._report()
                 self._offer_again()
                 again_at = time.monotonic() + AGAIN_SECONDS
@@ -129,7 +130,7 @@ class Copier:
 
     def _apply(self, names: set[bytes]) -> None:
         """Send what became of some names."""
-        if len(names) > MANY_NAMES or any(name.rpartition(b"/")[2] == IGNORE for name in names):
+        if len(names) > MANY_NAMES or any(name.rpartition(b"/")[2] in (IGNORE, b".") for name in names):
             self._apply_all()
             return
         for name in sorted(names):
@@ -143,7 +144,13 @@ class Copier:
             self._send_changes(before, after)
 
     def _apply_all(self) -> None:
-        self._send_changes(dict(self._entries), self._look().entries)
+        found = self._look().entries
+        if self._entries and not found:
+            # A disk that was unmounted, or a directory that is made anew: nobody wants the copy to go with it.
+            self._say_once(b".", "gone or empty here, so nothing is removed there; it goes on when something is here")
+            return
+        self._said.discard(b".")
+        self._send_changes(dict(self._entries), found)
 
     def _send_changes(self, before: Mapping[bytes, Entry], after: Mapping[bytes, Entry]) -> None:
         gone, new = changes(before, after)
@@ -178,6 +185,8 @@ class Copier:
                 self._send("offer", path, entry)
 
     def _settle_unknown(self) -> None:
+        if not self._entries:
+            return  # as in _apply_all
         with self._news:
             unknown, self._unknown = self._unknown, {}
         for path in sorted(unknown, reverse=True):

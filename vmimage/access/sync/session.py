@@ -10,7 +10,7 @@ from pathlib import Path
 
 import paramiko
 
-from vmimage.access.carry import carry_on, logged_in, wait_until_lost
+from vmimage.access.carry import DEAD_SECONDS, carry_on, logged_in, wait_until_lost
 from vmimage.access.login import Address
 from vmimage.access.notify import Notifier
 from vmimage.access.share import prepare
@@ -52,25 +52,31 @@ def _carry(
         channel = session.start(f"exec python3 -c {shlex.quote(AGENT)} {shlex.quote(share.target)}")
         copier = Copier(tree, channel, console)
         copier.start()
-        stop = threading.Event()
-        watching = partial(notifier.follow, copier.tell, stop, copier.lost.is_set)
-        # Before the first look: what changes meanwhile is told.
-        _in_background(watching, "notify")
         # The session may hang at any time, and is then closed from here.
-        keeping = partial(wait_until_lost, transport, copier.lost)
-        _in_background(keeping, "keep")
+        _in_background(partial(wait_until_lost, transport, copier.lost), "keep")
+        stop = threading.Event()
+        # Before the first look: what changes meanwhile is told.
+        watching = _in_background(partial(notifier.follow, copier.tell, stop, copier.lost.is_set), "notify")
         try:
             done = _copied(copier, channel)
             console.event("synced", source=str(share.source), target=share.target, address=str(address), again=again)
             console.say(f"{share.source} is copied to {share.target} in {address}: {done}")
             if not again:
-                console.say(
-                    "what changes here is copied there; nothing is copied back. Ctrl-C ends it, the copy stays."
-                )
-            copier.follow()
+                console.say("what changes here is copied there, nothing is copied back; Ctrl-C ends it, the copy stays")
+            _follow(copier)
         finally:
             stop.set()
             channel.close()
+            watching.join()
+
+
+def _follow(copier: Copier) -> None:
+    """Copy what changes; returns when the session is lost, whatever notices that first."""
+    try:
+        copier.follow()
+    except (OSError, EOFError, HostError, paramiko.SSHException):
+        if not copier.lost.wait(DEAD_SECONDS):
+            raise
 
 
 def _copied(copier: Copier, channel: paramiko.Channel) -> str:
@@ -81,5 +87,7 @@ def _copied(copier: Copier, channel: paramiko.Channel) -> str:
         raise HostError(error.message + tail(said, SHOWN_LINES), hint=error.hint) from error
 
 
-def _in_background(work: Callable[[], object], name: str) -> None:
-    threading.Thread(target=work, name=name, daemon=True).start()
+def _in_background(work: Callable[[], object], name: str) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread
