@@ -17,7 +17,7 @@ from vmimage.util.errors import InputError
 # Those of one file share what is slow to make, so a file stays in one process. Files are taken in the order that is
 # given here, not those with most tests first: a slow one that comes last keeps one process busy, and the others idle.
 PARALLEL = ("--numprocesses=auto", "--dist=loadfile", "--no-loadscope-reorder")
-BY_IMAGE = ("--numprocesses=2", "--dist=loadscope", "--no-loadscope-reorder")
+BY_IMAGE = ("--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder")
 FUZZ_TESTS = ("tests/host/test_fuzz_formats.py", "tests/unit", "-m", "host or hypothesis")
 MOST_FUZZ_MINUTES = 24 * 60
 NO_TESTS = 5

@@ -1,7 +1,7 @@
 """Real builds, in copies of the project with a cache and a dist/ of their own. One build serves all tests of an image.
 
 A machine that is emulated by one processor leaves the others idle: the tests of toolbox and those of dev-env run in
-two processes, which share nothing. pytest-xdist's own groups need an older pytest than 9.2.
+two processes (`--dist=loadgroup`), which share nothing.
 """
 
 from __future__ import annotations
@@ -15,22 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.sandbox import Done, Sandbox, copy_project, event
 from vmimage import PROJECT
 
 
-class ByImage(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives all tests of one image to one process."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "dev-env" if "test_dev_env.py" in nodeid else "toolbox"
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByImage:
-    return ByImage(config, log)
+# pytest-xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests by the image that they build."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("dev-env" if item.path.stem == "test_dev_env" else "toolbox"))
 
 
 @contextmanager
