@@ -17,7 +17,6 @@ from vmimage.util.errors import InputError
 # Those of one file share what is slow to make, so a file stays in one process. Files are taken in the order that is
 # given here, not those with most tests first: a slow one that comes last keeps one process busy, and the others idle.
 PARALLEL = ("--numprocesses=auto", "--dist=loadfile", "--no-loadscope-reorder")
-BY_IMAGE = ("--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder")
 FUZZ_TESTS = ("tests/host/test_fuzz_formats.py", "tests/unit", "-m", "host or hypothesis")
 MOST_FUZZ_MINUTES = 24 * 60
 NO_TESTS = 5
@@ -56,8 +55,7 @@ def run_tests(
         environment["VMIMAGE_TEST_VAGRANT"] = "1"
     runs = [[*PARALLEL, "tests/unit"] if unit else [*PARALLEL, "tests/host", "tests/unit"]]
     if not (unit or host):
-        # Each builds and boots; the real k3s needs each processor that there is, or its probes time out.
-        runs.append([*([] if real_k3s else BY_IMAGE), "tests/e2e"])
+        runs.append(["tests/e2e"])
     select = ["-k", keyword] if keyword else []
     pytest = [sys.executable, "-m", "pytest", *select]
     statuses = [subprocess.run([*pytest, *run], cwd=PROJECT, env=environment, check=False).returncode for run in runs]

@@ -1,40 +1,32 @@
-"""Real builds, in copies of the project with a cache and a dist/ of their own. One build serves all tests of an image.
+"""Real builds, in a copy of the project with a cache and a dist/ of its own. One build serves all tests.
 
-A machine that is emulated by one processor leaves the others idle: the tests of toolbox and those of dev-env run in
-two processes (`--dist=loadgroup`), which share nothing.
+A machine that is emulated by one processor leaves the others idle. What needs none of this project's cache runs there
+meanwhile: `begin` starts it, and the tests that look at it come last.
 """
 
 from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.sandbox import Done, Sandbox, copy_project, event
+from tests.e2e.importers import Tree, VirtualBox, install_libvirt, install_virtualbox
+from tests.sandbox import Done, Sandbox, copy_project, event, finished
 from vmimage import PROJECT
+from vmimage.util.run import kill_running, run
 
 
-# pytest-xdist reads the groups in the same hook.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests by the image that they build."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("dev-env" if item.path.stem == "test_dev_env" else "toolbox"))
-
-
-@contextmanager
-def empty_sandbox(root: Path) -> Iterator[Sandbox]:
-    """Yield a place to build in, in which nothing runs at the end."""
-    copy_project(PROJECT, root / "project")
-    sandbox = Sandbox(root / "project", root / "cache", root / "dist")
-    yield sandbox
-    assert sandbox.nothing_runs(), sandbox.processes()
+def begin(request: pytest.FixtureRequest, name: str) -> None:
+    """Set a fixture of the session up now, if any test of this run needs it."""
+    if any(name in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue(name)
 
 
 @dataclass(frozen=True)
@@ -45,11 +37,36 @@ class Built:
     runs: tuple[Done, Done]
 
 
+@dataclass(frozen=True)
+class Importers:
+    """What is being unpacked, one after the other."""
+
+    virtualbox: Future[VirtualBox]
+    libvirt: Future[Tree]
+
+
 @pytest.fixture(scope="session")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """An empty place to build toolbox in."""
-    with empty_sandbox(tmp_path_factory.mktemp("e2e")) as sandbox:
-        yield sandbox
+def importers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Importers]:
+    """Programs that import images; they are unpacked beside what comes next."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("virtualbox", "libvirt")]
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        found = Importers(pool.submit(install_virtualbox, folders[0]), pool.submit(install_libvirt, folders[1]))
+        yield found
+        found.libvirt.cancel()
+        while not (found.virtualbox.done() and found.libvirt.done()):
+            kill_running()
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def sandbox(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """An empty place to build in."""
+    begin(request, "importers")
+    root = tmp_path_factory.mktemp("e2e")
+    copy_project(PROJECT, root / "project")
+    sandbox = Sandbox(root / "project", root / "cache", root / "dist")
+    yield sandbox
+    assert sandbox.nothing_runs(), sandbox.processes()
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +103,28 @@ def release(built: Built) -> Path:
 def released_file(release: Path, kind: str) -> Path:
     """Return the file of a release in some format."""
     return release / str(json.loads((release / "manifest.json").read_text())["files"][kind]["name"])
+
+
+@dataclass(frozen=True)
+class ByItself:
+    """A file that is being verified by itself: the command ends some time."""
+
+    file: Path
+    place: Sandbox
+    done: Future[Done]
+
+
+@pytest.fixture(scope="session")
+def by_itself(release: Path, sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByItself]:
+    """The released disk in another format, and `invoke verify` of it, which goes on beside what comes next."""
+    folder = tmp_path_factory.mktemp("by-itself")
+    file = folder / "toolbox.vhdx"
+    run(["qemu-img", "convert", "-O", "vhdx", released_file(release, "qcow2"), file])
+    place = Sandbox(sandbox.project, folder / "cache", folder / "dist")
+    process = place.start("verify", str(file), "--json")
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # Its pipes are read meanwhile: it would wait for that when they are full.
+        done = pool.submit(finished, process)
+        yield ByItself(file, place, done)
+        if not done.done():
+            process.terminate()

@@ -30,9 +30,9 @@ from vmimage.vm.ssh import connect
 REAL = os.environ.get("VMIMAGE_TEST_REAL_K3S", "")
 K3S = (REAL and os.environ.get("VMIMAGE_TEST_K3S_VERSION")) or VERSION
 # The real k3s takes ten minutes to be ready where it is emulated on two cores, and pods take one to start.
-BOOT_SECONDS = 3000.0 if REAL else 900.0
-BUILD_SECONDS = 4 * 3600 if REAL else 3600
-COMMAND_SECONDS = 600 if REAL else 360
+BOOT_SECONDS = 3000.0 if REAL else 420.0
+BUILD_SECONDS = 4 * 3600 if REAL else 2400
+COMMAND_SECONDS = 600 if REAL else 180
 
 
 def stand_in_mirror(folder: Path) -> dict[str, str]:

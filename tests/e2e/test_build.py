@@ -163,10 +163,8 @@ def test_broken_step_fails_the_build(release: Path, sandbox: Sandbox, tmp_path: 
 def test_broken_check_releases_nothing(release: Path, sandbox: Sandbox, tmp_path: Path) -> None:
     broken = sandbox.broken(tmp_path / "a", "tests/image/test_helm.py", 'greeting: "WELCOME"', 'greeting: "GOODBYE"')
     broken = broken.broken(tmp_path / "b", "tests/image/test_hygiene.py", 'machine-id") == b""', 'machine-id") == b"x"')
-    # A few checks are enough to see that nothing else fails.
-    for check in (broken.project / "tests/image").glob("test_*.py"):
-        if check.stem not in ("test_helm", "test_hygiene", "test_machine", "test_system"):
-            check.unlink()
+    # The longest of all checks; what is left shows that nothing else fails.
+    (broken.project / "tests/image/test_system_networks.py").unlink()
     spec = broken.project / "images.yaml"
     formats = "      qcow2: {compression: zstd}\n      ova: {}\n"
     assert formats in spec.read_text()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import released_file
-from tests.e2e.importers import Tree, VirtualBox, install_libvirt, install_virtualbox
+from tests.e2e.conftest import Importers, released_file
+from tests.e2e.importers import Tree, VirtualBox
 from tests.tools import context_in, plan_of
 from vmimage import PROJECT
 from vmimage.formats.box import vagrantfile
@@ -46,17 +46,17 @@ DAEMONS = "set -e; virtlogd --daemon; libvirtd --daemon; cd /root/run; "
 
 
 @pytest.fixture(scope="session")
-def virtualbox(tmp_path_factory: pytest.TempPathFactory) -> VirtualBox:
+def virtualbox(importers: Importers) -> VirtualBox:
     try:
-        return install_virtualbox(tmp_path_factory.mktemp("virtualbox"))
+        return importers.virtualbox.result()
     except BuildError as error:
         pytest.skip(f"VirtualBox cannot be had from this machine's Debian mirror: {error.message[-300:]}")
 
 
 @pytest.fixture(scope="session")
-def libvirt(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+def libvirt(importers: Importers) -> Tree:
     try:
-        return install_libvirt(tmp_path_factory.mktemp("libvirt"))
+        return importers.libvirt.result()
     except BuildError as error:
         pytest.skip(f"libvirt and Vagrant cannot be had from this machine's Debian mirror: {error.message[-300:]}")
 
