@@ -136,6 +136,14 @@ def test_a_changed_key_changes_what_depends_on_it(project: Path, old: str, new: 
     assert changed(before, keys(project)) == expected
 
 
+def test_images_of_one_base_share_it(tmp_path: Path) -> None:
+    bases = set()
+    for image in ("toolbox", "dev-env"):
+        (base,) = [stage for stage in stages_of(plan_of(image), context_in(tmp_path)) if stage.name == "base"]
+        bases.add(base.key)
+    assert len(bases) == 1
+
+
 def test_base_is_made_anew_in_another_week(project: Path) -> None:
     assert not changed(keys(project), keys(project, today=date(2026, 11, 29)))
     assert "base" in changed(keys(project), keys(project, today=date(2026, 11, 30)))
