@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -113,3 +114,9 @@ def released_before(environment: Mapping[str, str]) -> None:
     open_dist(chosen.dist)
     # Only its qcow2 is there: the verdict's other files are of the same bytes.
     released(chosen.dist, "toolbox", version_of(key, date.today()), body, verdict=verdict)  # noqa: DTZ011
+
+
+def test_paramiko_prints_no_traceback_whoever_opens_a_session() -> None:
+    told = "import logging, vmimage.access.share; print(logging.getLogger('paramiko.transport').getEffectiveLevel())"
+    done = subprocess.run([sys.executable, "-c", told], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{logging.CRITICAL}\n"

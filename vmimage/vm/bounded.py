@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import threading
@@ -48,6 +49,10 @@ class _Sending:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
+
+
+# Paramiko logs a traceback for every attempt that a booting guest does not answer.
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 class _Packets(Packetizer):

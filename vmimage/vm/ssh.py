@@ -8,7 +8,6 @@ and then, and the first that is answered is taken.
 from __future__ import annotations
 
 import contextlib
-import logging
 import select
 import socket
 import socketserver
@@ -30,9 +29,6 @@ DIAL_EVERY_SECONDS = 2.0
 LOOK_EVERY_SECONDS = 0.2
 RETRY_SECONDS = 0.5
 PATIENCE = 4
-
-# Paramiko logs a traceback for every attempt that a booting guest does not answer.
-logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,8 @@ class Copier:
         self._wait_for("mark")
         self._report()
         took = time.monotonic() - began
-        return f"{self._files} of {len(seen.entries)} files, {human_bytes(self._sent)}, in {took:.1f} s"
+        files = sum(entry.kind == "file" for entry in seen.entries.values())
+        return f"{self._files} of {files} files, {human_bytes(self._sent)}, in {took:.1f} s"
 
     def follow(self) -> None:
         """Copy what changes until the session is lost."""
