@@ -6,7 +6,6 @@ from pathlib import Path
 
 from bench.build import DEFAULT_IMAGE, bench_build
 from bench.export import bench_export
-from bench.sync import bench_sync
 from vmimage import pipeline
 from vmimage.commands.session import session
 from vmimage.stages.base import BaseStage
@@ -16,21 +15,18 @@ from vmimage.util.settings import Options
 
 
 def bench(what: str, image: str | None, chosen: Options, *, runs: int, output: Path | None, json: bool) -> None:
-    """Run a benchmark: `export`, `build` or `sync`.
+    """Run a benchmark: `export` or `build`.
 
     Args:
-        image: For `build` and `sync`, toolbox when not given.
+        image: For `build`, toolbox when not given.
         output: Of `build`: takes all that was measured, as JSON.
 
     Raises:
         InputError: There is no such benchmark.
     """
     with session(chosen, json_lines=json, log=f"bench-{what}" if what == "build" else "") as (console, store):
-        if what not in ("export", "build", "sync"):
-            raise InputError(f"there is no benchmark {what}", hint="export, build or sync")
-        if what == "sync":
-            bench_sync(image or DEFAULT_IMAGE, console)
-            return
+        if what not in ("export", "build"):
+            raise InputError(f"there is no benchmark {what}", hint="export or build")
         plan = pipeline.plan_image(image or (DEFAULT_IMAGE if what == "build" else None), chosen)
         stages = pipeline.stages_of(plan, context := pipeline.build_context(chosen, store))
         if what == "export":

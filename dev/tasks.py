@@ -14,9 +14,8 @@ from vmimage.commands.task import JSON, task
     positional=["what", "image"],
     optional=["image"],
     help={
-        "what": "export: compare our writers with qemu-img; build: compare our builds with plain Packer; "
-        "sync: compare a shared directory that is mounted with one that is copied",
-        "image": "an image of images.yaml (default: for `export` the default image, else toolbox)",
+        "what": "export: compare our writers with qemu-img; build: compare our builds with plain Packer",
+        "image": "an image of images.yaml (default: for `build` toolbox, for `export` the default image)",
         "runs": "build: how often each build is measured; the table shows medians (default 3)",
         "output": "build: file for every measurement, as JSON",
         "json": JSON,
