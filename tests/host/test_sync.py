@@ -62,8 +62,7 @@ def agent(there: Path, wrap: tuple[str, ...] = ()) -> Iterator[socket.socket]:
     ours, theirs = socket.socketpair()
     environment = {**os.environ, "XDG_STATE_HOME": str(there.parent / "state")}
     argv = [*wrap, sys.executable, "-c", AGENT, str(there)]
-    end = theirs.fileno()
-    with ours, theirs, subprocess.Popen(argv, stdin=end, stdout=end, env=environment) as process:
+    with ours, subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), env=environment) as process:
         theirs.close()
         try:
             yield ours
@@ -225,8 +224,7 @@ def test_directory_that_is_not_mounted_takes_nothing_away(here: Path, there: Pat
 
 
 def test_link_of_the_machine_leads_nowhere(here: Path, there: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
+    (outside := tmp_path / "outside").mkdir()
     (outside / "a.py").write_text("outside")
     with synced(here, there):
         shutil.rmtree(there / "src")
@@ -277,9 +275,9 @@ def test_many_files_of_another_branch(here: Path, there: Path) -> None:
 
 
 def test_full_disk_loses_nothing_and_is_gone_on_with(here: Path, there: Path, said: Said) -> None:
-    shell = 'mount -t tmpfs -o size=64k none "$0"; "$@"; cp -a "$0/." "$0/../after"'
-    after = there.parent / "after"
-    after.mkdir()
+    # What was copied is noted on the same disk.
+    shell = 'mount -t tmpfs -o size=96k none "$0"; XDG_STATE_HOME="$0/state" "$@"; cp -a "$0/." "$0/../after"'
+    (after := there.parent / "after").mkdir()
     (here / "src" / "a.py").write_bytes(bytes(4096))
     with synced(here, there, wrap=("unshare", "-rm", "sh", "-c", shell, str(there))):
         (here / "src" / "a.py").write_bytes(os.urandom(1 << 20))
@@ -289,7 +287,20 @@ def test_full_disk_loses_nothing_and_is_gone_on_with(here: Path, there: Path, sa
         time.sleep(1)
     assert (after / "src" / "a.py").read_bytes() == bytes(4096), "as it was"
     assert (after / "src" / "b.py").read_text() == "there is room for it"
-    assert sorted(path.name for path in after.iterdir()) == ["link", "src"]
+    assert sorted(path.name for path in after.iterdir()) == ["link", "src", "state"]
+
+
+def test_what_may_not_be_written_is_told_and_all_else_is_copied(here: Path, there: Path, said: Said) -> None:
+    (folder := there / "src").mkdir(mode=0o555)
+    (here / "src" / "sub").mkdir()
+    # Root may write everywhere; without this right, it is as any other user.
+    with synced(here, there, wrap=("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override")):
+        assert "not copied, and tried again: Permission denied" in said
+        assert (there / "link").is_symlink()
+        (here / "after").write_text("")
+        until((there / "after").exists)
+        folder.chmod(0o755)
+        until(lambda: (folder / "sub").exists() and (folder / "run").exists())
 
 
 def test_two_do_not_copy_to_the_same_place(here: Path, there: Path) -> None:

@@ -17,9 +17,11 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 SMALL = 1 << 20  # a larger file is written beside, and takes the old one's place
 TEMPORARY = b".vmimage-sync-"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOK_SECONDS = 10.0
 LEISURE = 20  # between two looks for changes of the machine, times what one takes
 
@@ -51,8 +53,7 @@ class Frames:
             if not data:
                 raise EOFError
             self.rest += data
-        found = bytes(self.rest[:size])
-        del self.rest[:size]
+        found, self.rest = bytes(self.rest[:size]), self.rest[size:]
         return found
 
     def next(self) -> bytes:
@@ -61,7 +62,7 @@ class Frames:
         return self.read(size)
 
     def content(self) -> Iterator[bytes]:
-        """Read the content of a file, all of it whatever becomes of it."""
+        """Read the content of a file."""
         while data := self.next():
             yield data
 
@@ -92,17 +93,18 @@ class Kept:
         # Power that fails may take the last notes, but never all: what they do not know is compared.
         self.notes.execute("PRAGMA synchronous=NORMAL")
         self.notes.execute("CREATE TABLE IF NOT EXISTS kept(path BLOB PRIMARY KEY, state TEXT) WITHOUT ROWID")
-        self.notes.execute("BEGIN")
-        self.unseen: set[bytes] = set()
-        self.told: set[bytes] = set()
+        self.commit()
+        self.unseen, self.told = set[bytes](), set[bytes]()
         for name in os.listdir(top):
             if name.startswith(TEMPORARY):
                 os.unlink(os.path.join(top, name))
 
     def commit(self) -> None:
-        """Make the notes outlast this process."""
-        self.notes.execute("COMMIT")
-        self.notes.execute("BEGIN")
+        """Make the notes outlast this process; on a full disk they wait for the next time."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            if self.notes.in_transaction:
+                self.notes.execute("COMMIT")
+            self.notes.execute("BEGIN")
 
     def all(self) -> list[tuple[bytes, list[object]]]:
         """Return what was copied."""
@@ -125,9 +127,10 @@ class Kept:
 
     def is_within(self, path: bytes) -> bool:
         """Tell whether nothing above a path is anything but a directory: a link of the machine's leads elsewhere."""
-        parts = path.split(b"/")
-        above = [b"/".join(parts[:count]) for count in range(1, len(parts))]
-        return all((state(self.whole(each)) or ["dir"])[0] == "dir" for each in above)
+        while path := os.path.dirname(path):
+            if (state(self.whole(path)) or ["dir"])[0] != "dir":
+                return False
+        return True
 
     def is_ours(self, path: bytes, new: list[object]) -> bool:
         """Tell whether what is at a path may be replaced: nothing, what was copied, or what is copied now."""
@@ -162,8 +165,7 @@ class Kept:
         """Remove what was copied to a path; tells whether nothing is there any more."""
         found = state(self.whole(path))
         if found and found[0] == "dir":
-            below = [each for each, _ in self.all() if each.startswith(path + b"/")]
-            for each in sorted(below, reverse=True):
+            for each in sorted((each for each, _ in self.all() if each.startswith(path + b"/")), reverse=True):
                 self.gone(each)
             try:
                 os.rmdir(self.whole(path))
@@ -175,12 +177,11 @@ class Kept:
         return True
 
     def make(self, path: bytes, new: list[object]) -> None:
-        whole = self.whole(path)
         if new[0] == "link":
-            os.symlink(os.fsencode(str(new[4])), whole)
+            os.symlink(os.fsencode(str(new[4])), self.whole(path))
         else:
-            os.mkdir(whole)
-            os.chmod(whole, int(str(new[1])))
+            os.mkdir(self.whole(path))
+            os.chmod(self.whole(path), int(str(new[1])))
         self.note(path, new)
 
     def put(self, path: bytes, new: list[object], content: Iterator[bytes]) -> None:
@@ -202,9 +203,6 @@ class Kept:
                         settle(file.fileno(), new)
                     os.rename(beside, self.whole(path))
                 self.note(path, new)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            answer(failed=os.fsdecode(path), why=str(error.strerror), full=full)
         finally:
             for _ in content:
                 pass
@@ -290,9 +288,18 @@ def settle(handle: int, new: list[object]) -> None:
 
 
 def obey(kept: Kept, frames: Frames) -> None:
-    """Do what one frame says."""
+    """Do what one frame says, or tell why that cannot be."""
     said = json.loads(frames.next())
-    path, new = os.fsencode(said.get("path", "")), said.get("state")
+    try:
+        do(said, kept, frames)
+    except (OSError, sqlite3.OperationalError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        full = getattr(error, "errno", 0) in FULL or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+        answer(failed=said.get("path", ""), why=why, full=full)
+
+
+def do(said: dict[str, Any], kept: Kept, frames: Frames) -> None:
+    path, new = os.fsencode(said.get("path", "")), said.get("state", [])
     if said["op"] == "begin":
         kept.unseen = {each for each, _ in kept.all()}
     elif said["op"] == "offer":
